@@ -1,0 +1,1422 @@
+"""Variational autoencoders on images: everything that the notebooks and the scripts share.
+
+Read it from top to bottom; each section uses only what stands above it:
+
+    Config                   one dataclass: every choice a run makes
+    Data                     CIFAR-10, CelebA, MNIST, Fashion-MNIST, a folder of images, drawn shapes
+    Networks                 convolutional and fully connected VAE
+    Losses                   reconstruction and KL, per image, in nats
+    Evaluation               the numbers of a trained model on held-out images
+    Training & checkpoints   one loop for every model; run folders; load or train
+    Latent space             encode, interpolate, sample regions, traverse, attribute arithmetic
+    Plots                    one function per figure, each returns the matplotlib Figure
+
+Conventions
+    images   uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
+    x        a batch as the network sees it: float in [0, 1] (bernoulli) or [-1, 1] (squared_error)
+    mu, logvar, z    (N, latent_dim); x_hat has the shape and the range of x
+    nats     a loss of one image, summed over its pixels or latent dimensions, never averaged over them
+"""
+from __future__ import annotations
+
+import colorsys
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, NamedTuple, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+HERE = Path(__file__).resolve().parent
+RELEASED = HERE / "checkpoints"
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Config                                                                                     ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+class VAEError(ValueError):
+    """Something that the user can mend; the message is one sentence that says how."""
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's main(): a VAEError ends in its sentence and exit code 2, Ctrl-C in one line and 130."""
+    try:
+        main()
+    except VAEError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; a run folder keeps the weights of the last finished epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+def fast_mode() -> bool:
+    """True under VAE_FAST=1: one epoch, a small subset, and never a download."""
+    return os.environ.get("VAE_FAST", "0") not in ("", "0")
+
+
+def data_root() -> Path:
+    """Where data sets are looked for: $VAE_DATA, else data/ beside this file."""
+    return Path(os.environ.get("VAE_DATA") or HERE / "data")
+
+
+def runs_root() -> Path:
+    """Where runs are kept: $VAE_RUNS, else runs/ beside this file."""
+    return Path(os.environ.get("VAE_RUNS") or HERE / "runs")
+
+
+def get_device() -> torch.device:
+    """The one place that names a device: $VAE_DEVICE, else CUDA, else Apple's MPS, else the CPU."""
+    if os.environ.get("VAE_DEVICE"):
+        return torch.device(os.environ["VAE_DEVICE"])
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+DATASETS = ("cifar10", "celeba", "mnist", "fashion_mnist", "folder", "shapes")
+
+
+def option(default, help: str, choices: Sequence | None = None):
+    """A field of Config whose help text and choices train.py shows as they stand here."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice that a run makes; two equal configs on equal data give the same model.
+
+    Raises VAEError when a value cannot work.
+    """
+
+    dataset: str = option("cifar10", "which images to learn", DATASETS)
+    data_dir: str | None = option(None, "the folder or zip with your images (for --dataset folder)")
+    max_images: int | None = option(None, "train on at most this many images; all of them when not given")
+    image_size: int = option(32, "height and width in pixels; when not given, the data set's own")
+    channels: int = option(3, "1 for grey, 3 for RGB; follows from the data", (1, 3))
+
+    model: str = option("vae", "vae samples z and pays for its KL; ae is the plain autoencoder: z = mu, no KL", ("vae", "ae"))
+    arch: str = option("conv", "convolutional or fully connected encoder and decoder", ("conv", "fc"))
+    latent_dim: int = option(128, "size of mu, logvar and z; 128 is the assignment's")
+    width: int | None = option(None, "channels after the first convolution, doubled at each further one (conv, 32 when not "
+                               "given), or units of the first hidden layer, halved at each further one (fc, 512)")
+    depth: int | None = option(None, "convolutions, each halving the image (conv; when not given, down to about 4x4), "
+                               "or hidden layers (fc, 2)")
+    downsample: str = option("stride", "how the convolutional encoder halves the image: a 4x4 convolution of stride 2, "
+                             "or a 3x3 one and a 2x2 max-pooling", ("stride", "maxpool"))
+
+    likelihood: str | None = option(None, "bernoulli: binary cross-entropy on [0, 1]; squared_error: ||x - x_hat||^2 on "
+                                    "[-1, 1]; when not given, squared_error for celeba, bernoulli for the others",
+                                    ("bernoulli", "squared_error"))
+    beta: float = option(1.0, "weight of the KL term; 1 is the ELBO")
+
+    epochs: int = option(10, "passes over the training images")
+    batch_size: int = option(128, "images in one step; 128 keeps two CPU cores busy and still learns in 10 epochs")
+    lr: float = option(1e-3, "Adam's step size")
+    seed: int = option(0, "seeds the weights, the order of the images and the noise")
+
+    def __post_init__(self):
+        if self.likelihood is None:
+            self._set(likelihood="squared_error" if self.dataset == "celeba" else "bernoulli")
+        if self.model == "ae":
+            self._set(beta=0.0)   # an autoencoder has no KL term
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and value not in choices:
+                raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
+        for name in ("image_size", "latent_dim", "epochs", "batch_size", "width", "depth", "max_images"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise VAEError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise VAEError(f"lr must be a number above 0, not {self.lr!r}.")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise VAEError(f"beta must be a number of at least 0, not {self.beta!r}.")
+        if self.width is None:
+            self._set(width=32 if self.arch == "conv" else 512)
+        if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4
+            self._set(depth=max(1, int(math.log2(self.image_size / 4))) if self.arch == "conv" else 2)
+        if self.arch == "conv" and self.image_size >> self.depth < 1:
+            raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: "
+                           f"use depth {int(math.log2(self.image_size))} or less.")
+        if self.arch == "fc" and self.width >> (self.depth - 1) < 1:
+            raise VAEError(f"{self.depth} hidden layers, each half as wide as the one before, need a width of at "
+                           f"least {1 << (self.depth - 1)}, not {self.width}.")
+
+    def _set(self, **values):
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The range of x and x_hat: it must fit the decoder's last activation."""
+        return (0.0, 1.0) if self.likelihood == "bernoulli" else (-1.0, 1.0)
+
+    @property
+    def run_name(self) -> str:
+        """A readable name with a short hash of all fields: one folder per config."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.dataset}-{self.arch}-{self.model}-z{self.latent_dim}-beta{self.beta:g}-seed{self.seed}-{digest}"
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Data                                                                                       ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+class DatasetUnavailable(VAEError):
+    """The images are not here and could not be downloaded; the message says what was tried and the ways out."""
+
+
+class Split(NamedTuple):
+    """Images uint8 (N, C, H, W); labels (N,) int64 classes or (N, A) attributes or factors."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set in memory. The three splits share no image; test is for final numbers only."""
+
+    name: str                     # one of DATASETS: what was really loaded
+    title: str                    # what every figure calls it
+    train: Split
+    val: Split
+    test: Split
+    label_names: tuple[str, ...]  # of the classes, or of the columns of the labels
+
+    @property
+    def image_size(self) -> int:
+        return self.train.images.shape[-1]
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the sizes and of 64 training images: runs on other data never pass for this one's."""
+        n = len(self.train.images)
+        some = self.train.images[torch.linspace(0, n - 1, min(n, 64)).long()]
+        head = f"{self.name} {[len(s.images) for s in (self.train, self.val, self.test)]} {tuple(some.shape)}"
+        return hashlib.sha256(head.encode() + some.numpy().tobytes()).hexdigest()[:16]
+
+
+SPLIT_SEED = 0           # fixed: every run and every seed sees the same train, validation and test images
+FAST_SIZES = (1024, 256, 256)   # train, validation, test under VAE_FAST=1
+CACHE_VERSION = 1        # raise it when decoding changes
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os.PathLike | None = None,
+                 max_images: int | None = None, download: bool = True, or_shapes: bool = False) -> ImageData:
+    """Load a data set as uint8 tensors in train, validation and test splits.
+
+    Looked for under data_root(): torchvision's layout, NAME.zip, a folder NAME of images, then torchvision's
+    download. Decoded images are cached, so the second start is quick.
+
+    name        one of DATASETS
+    image_size  pixels; default the set's own: 32 CIFAR-10 and shapes, 28 MNIST and Fashion-MNIST, 64 the others
+    data_dir    for "folder": a folder or zip of images, flat, <class>/…, or {train,test}/<class>/…
+    max_images  at most so many training images
+    download    whether torchvision may download (never under VAE_FAST=1)
+    or_shapes   go on with the drawn shapes, and say so, when the set cannot be had
+
+    Raises DatasetUnavailable; VAEError for an unknown name.
+    """
+    if name not in DATASETS:
+        raise VAEError(f"Unknown dataset {name!r}: choose one of {', '.join(DATASETS)}.")
+    own_size = {"cifar10": 32, "shapes": 32, "mnist": 28, "fashion_mnist": 28}.get(name, 64)
+    size = image_size or own_size
+    try:
+        if name == "shapes":
+            data = _load_shapes(size)
+        elif name == "folder":
+            data = _load_folder(data_dir, size)
+        elif name == "celeba":
+            data = _load_celeba(size, download and not fast_mode())
+        else:
+            data = _load_classes(name, size, download and not fast_mode())
+    except DatasetUnavailable as err:
+        if not or_shapes:
+            raise
+        print(f"{'=' * 100}\n{err}\n\n>>> Going on with `shapes`, images that are drawn on the fly. "
+              f"What is written about {name} elsewhere does not hold for them.\n{'=' * 100}")
+        data = _load_shapes(size)
+    limits = FAST_SIZES if fast_mode() else (None, None, None)
+    limits = (min(filter(None, (limits[0], max_images)), default=None), *limits[1:])
+    full = len(data.train.images)
+    splits = [Split(s.images[:n], s.labels[:n]) for s, n in zip((data.train, data.val, data.test), limits)]
+    title = data.title if len(splits[0].images) == full else f"{data.title}, {len(splits[0].images):,} training images"
+    return dataclasses.replace(data, title=title, train=splits[0], val=splits[1], test=splits[2])
+
+
+def import_torchvision():
+    """Import torchvision, also where its compiled operators do not load.
+
+    A CUDA build of torchvision beside a CPU build of torch fails with "operator torchvision::nms does not exist".
+    Nothing here uses those operators, so declaring the two missing ones is enough.
+    """
+    try:
+        import torchvision
+    except RuntimeError as err:
+        if "torchvision::nms" not in str(err):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_torchvision.library = library   # the declarations live as long as this object
+        for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+            del sys.modules[module]            # the half-imported first try
+        import torchvision
+    return torchvision
+
+
+def _load_classes(name: str, size: int, download: bool) -> ImageData:
+    """CIFAR-10, MNIST or Fashion-MNIST, from the first place that has it."""
+    class_name, title, found_by = {
+        "cifar10": ("CIFAR10", "CIFAR-10", "cifar-10-batches-py"),
+        "mnist": ("MNIST", "MNIST", "MNIST/raw"),
+        "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "FashionMNIST/raw")}[name]
+    root, tried = data_root(), []
+    dataset = getattr(import_torchvision().datasets, class_name)
+
+    def torchvision_splits(fetch: bool) -> ImageData:
+        train, test = dataset(str(root), train=True, download=fetch), dataset(str(root), train=False, download=fetch)
+        n = len(train)
+        images = torch.cat([_as_nchw(train.data), _as_nchw(test.data)])
+        labels = torch.cat([torch.as_tensor(train.targets), torch.as_tensor(test.targets)])
+        order, counts = _assign_splits(["train"] * n + ["test"] * len(test))
+        return _image_data(name, title, _resize(images[order], size), labels[order], counts, tuple(train.classes))
+
+    if (root / found_by).is_dir():
+        try:
+            return torchvision_splits(fetch=False)
+        except (RuntimeError, OSError, ValueError) as err:
+            tried.append(f"{root / found_by}: {_first_line(err)}")
+    else:
+        tried.append(f"{root / found_by} (torchvision's layout): not there")
+    for path in (root / f"{name}.zip", root / name):
+        if not path.exists():
+            tried.append(f"{path}: not there")
+            continue
+        return _load_tree(name, title, path, size)
+    if download:
+        try:
+            return torchvision_splits(fetch=True)
+        except Exception as err:   # whatever a network can do: refuse, hang up, hand out an error page
+            tried.append(f"download: {_first_line(err)}")
+    else:
+        tried.append("download: not allowed in this mode")
+    raise _unavailable(title, tried, f"put torchvision's files or {name}.zip "
+                       "(images as {train,test}/<class>/…) into " + str(root))
+
+
+def _load_folder(data_dir: str | os.PathLike | None, size: int) -> ImageData:
+    if data_dir is None:
+        raise VAEError("--dataset folder needs --data_dir: the folder or zip with your images, for example data/NAME.")
+    path = Path(data_dir)
+    if not path.exists():
+        raise DatasetUnavailable(f"There is no folder or zip {path}: put your images there or name another place "
+                                 "with --data_dir.")
+    return _load_tree("folder", path.stem, path, size)
+
+
+def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
+    """A folder or zip of images: flat, <class>/… or {train,test}/<class>/…, in any common top folder."""
+    files = _Files(path)
+    parts = {n: n.split("/") for n in files.names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
+    if not parts:
+        raise DatasetUnavailable(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): put some there or "
+                                 "name another place with --data_dir.")
+    while len(first := {p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1 \
+            and not first & {"train", "test"}:
+        parts = {n: p[1:] for n, p in parts.items()}   # a folder that holds everything says nothing
+    splits_named = {p[0] for p in parts.values()} >= {"train", "test"}
+    known = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    entries = []   # (file name, split or "", class)
+    for file_name, p in parts.items():
+        split = known.get(p[0], "") if splits_named else ""
+        rest = p[1:] if split else p
+        if split or not splits_named:
+            entries.append((file_name, split, rest[0] if len(rest) > 1 else ""))
+    if len(entries) < 3:
+        raise DatasetUnavailable(f"{path} holds {len(entries)} image(s), and train, validation and test need one each: "
+                                 "add some.")
+    classes = tuple(sorted({c for _, _, c in entries}))
+    order, _ = _assign_splits([s for _, s, _ in entries])
+    labels = torch.tensor([classes.index(c) for _, _, c in entries])
+    if name == "cifar10" and any(Path(n).suffix.lower() in (".jpg", ".jpeg") for n in parts):
+        title += " (JPEG copy)"
+    images, labels, counts = _decoded(files, [e[0] for e in entries], labels, order, [s for _, s, _ in entries], size,
+                                      crop=None)
+    return _image_data(name, title, images, labels, counts, classes)
+
+
+def _load_celeba(size: int, download: bool) -> ImageData:
+    """CelebA in its official files, in Kaggle's, whole or a subset; attributes as bool (N, 40)."""
+    root, tried = data_root(), []
+    for attempt in ("local", "download"):
+        if attempt == "download":
+            if not download:
+                tried.append("download: not allowed in this mode")
+                break
+            try:
+                import_torchvision().datasets.CelebA(str(root), download=True)
+            except Exception as err:   # a network, a quota, a missing gdown
+                tried.append(f"download: {_first_line(err)}")
+                break
+        for path in (root / "celeba" / "img_align_celeba", root / "celeba" / "img_align_celeba.zip",
+                     root / "celeba", root / "celeba.zip"):
+            if not path.exists():
+                tried.append(f"{path}: not there")
+                continue
+            files = _Files(path)
+            beside = files if path.suffix == ".zip" and path.stem == "celeba" else _Files(root / "celeba")
+            try:
+                return _read_celeba(files, beside, size)
+            except DatasetUnavailable as err:
+                tried.append(f"{path}: {err}")
+    raise _unavailable("CelebA", list(dict.fromkeys(tried)),
+                       f"put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's folder and "
+                       f".csv) into {root / 'celeba'}; the official download often has its daily quota used up, "
+                       "Kaggle's copy has none")
+
+
+def _read_celeba(files: _Files, beside: _Files, size: int) -> ImageData:
+    names = {n.rsplit("/", 1)[-1]: n for n in files.names if n.lower().endswith((".jpg", ".png"))}
+    if not names:
+        raise DatasetUnavailable("no images in it")
+    columns, rows = _celeba_table(beside, "list_attr_celeba")
+    if not columns:
+        raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
+    _, partition = _celeba_table(beside, "list_eval_partition")
+    both = [n for n in sorted(names) if n in rows]
+    if len(both) < 3:
+        raise DatasetUnavailable("its images are not the ones in list_attr_celeba")
+    if len(both) < len(names):
+        print(f"CelebA: {len(names) - len(both):,} images without a row of attributes are left out.")
+    splits = [{0: "train", 1: "val", 2: "test"}.get(partition[n][0], "") if n in partition else "" for n in both]
+    if not {"train", "test"} <= set(splits):   # no partition file, or a subset that lies in one part of it
+        splits = [""] * len(both)
+    order, _ = _assign_splits(splits)
+    attributes = torch.tensor([rows[n] for n in both]) > 0
+    images, attributes, counts = _decoded(files, [names[n] for n in both], attributes, order, splits, size,
+                                          crop=148 / 178)   # the usual 148-pixel square of the 178x218 images
+    total = sum(counts)
+    title = "CelebA" if total == 202_599 else f"CelebA ({total:,} images)"
+    return _image_data("celeba", title, images, attributes, counts, columns)
+
+
+def _celeba_table(files: _Files, stem: str) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Column names and integer rows by image name, from the official .txt or Kaggle's .csv."""
+    for file_name in sorted(files.names):
+        base = file_name.rsplit("/", 1)[-1]
+        if base not in (f"{stem}.txt", f"{stem}.csv"):
+            continue
+        text = files.read(file_name).decode("utf-8-sig").splitlines()
+        lines = list(csv.reader(text)) if base.endswith(".csv") else [line.split() for line in text]
+        lines = [line for line in lines if line]
+        header = next((line for line in lines if len(line) > 1 and not line[1].lstrip("-").isdigit()), ["value"])
+        columns = tuple(c for c in header if c not in ("image_id", "image"))
+        return columns, {r[0]: [int(v) for v in r[1:]] for r in lines if r[0].endswith((".jpg", ".png"))}
+    return (), {}
+
+
+class _Files:
+    """The files below a folder, or in a zip that is read without unpacking it."""
+
+    def __init__(self, path: Path):
+        self.path, self.zip = path, None
+        if not path.exists():
+            self.names = []
+        elif path.is_dir():
+            self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        else:
+            try:
+                self.zip = zipfile.ZipFile(path)
+            except (zipfile.BadZipFile, OSError) as err:
+                raise DatasetUnavailable(f"{path} is not a readable zip ({_first_line(err)}): get it again.") from None
+            self.names = sorted(n for n in self.zip.namelist() if not n.endswith("/") and "__MACOSX" not in n)
+
+    def read(self, name: str) -> bytes:
+        return self.zip.read(name) if self.zip else (self.path / name).read_bytes()
+
+    def signature(self) -> str:
+        """Changes when the files do: name, size and time of the zip, or of every file in the folder."""
+        paths = [self.path] if self.zip else [self.path / n for n in self.names]
+        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+        return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def _assign_splits(named: list[str]) -> tuple[Tensor, list[int]]:
+    """Indices ordered train, validation, test, each shuffled with the fixed seed, and the three counts.
+
+    Where the source names train and test only, a tenth of train (at most 5,000) becomes validation; where it names
+    nothing, the images are dealt 80/10/10. Shuffling makes the first k images of a split a fair sample of it.
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    shuffled = torch.randperm(len(named), generator=generator).tolist()
+    groups = {s: [i for i in shuffled if named[i] == s] for s in ("train", "val", "test")}
+    if not groups["train"]:
+        tenth = max(1, len(shuffled) // 10)
+        groups = {"val": shuffled[:tenth], "test": shuffled[tenth:2 * tenth], "train": shuffled[2 * tenth:]}
+    elif not groups["val"]:
+        held = min(5000, max(1, len(groups["train"]) // 10))
+        groups["val"], groups["train"] = groups["train"][:held], groups["train"][held:]
+    parts = [groups["train"], groups["val"], groups["test"]]
+    return torch.tensor(sum(parts, [])), [len(p) for p in parts]
+
+
+def _decoded(files: _Files, names: list[str], labels: Tensor, order: Tensor, named_splits: list[str], size: int,
+             crop: float | None) -> tuple[Tensor, Tensor, list[int]]:
+    """Decode images in the given order, or take them from the cache. Broken files are named, skipped, counted."""
+    _, counts = _assign_splits(named_splits)
+    key = hashlib.sha256(repr((CACHE_VERSION, files.signature(), size, crop, counts)).encode()).hexdigest()
+    path = Path(os.environ.get("VAE_CACHE") or Path.home() / ".cache" / "vae_helpers") / f"{key[:32]}.safetensors"
+    cached = _read_cache(path, key)
+    if cached is None:
+        images = np.empty((len(order), 3, size, size), np.uint8)
+        good, grey = np.zeros(len(order), bool), np.zeros(len(order), bool)
+
+        def decode(chunk: np.ndarray) -> None:   # each thread fills its own rows
+            for row in chunk:
+                try:
+                    images[row], grey[row] = _decode(files.read(names[order[row]]), size, crop)
+                    good[row] = True
+                except Exception:   # PIL raises many kinds on a broken file; it is named and counted below
+                    pass
+
+        chunks = np.array_split(np.arange(len(order)), max(1, len(order) // 200))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in tqdm(pool.map(decode, chunks), total=len(chunks), desc=f"decoding {files.path.name}", leave=False):
+                pass
+        colours = slice(0, 1) if grey[good].all() else slice(None)
+        which = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))   # the split of each row
+        keep = torch.from_numpy(good)
+        cached = ({"images": torch.from_numpy(images[good][:, colours].copy()), "index": order[keep], "which": which[keep]},
+                  sorted(names[i] for i in order[~keep]))
+        _write_cache(path, key, *cached)
+    tensors, broken = cached
+    if broken:
+        shown = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
+        print(f"{files.path}: {len(broken)} of {len(names)} files could not be read as images and are skipped: {shown}")
+    counts = torch.bincount(tensors["which"], minlength=3).tolist()
+    if min(counts) < 1:
+        raise DatasetUnavailable(f"{files.path} holds too few readable images: train, validation and test need one each.")
+    return tensors["images"], labels[tensors["index"]], counts
+
+
+def _decode(raw: bytes, size: int, crop: float | None) -> tuple[np.ndarray, bool]:
+    """Bytes of an image file → uint8 (3, size, size), and whether it is grey.
+
+    The centre square is cut out (crop: its side as a share of the width) and resized.
+    """
+    image = Image.open(io.BytesIO(raw))
+    image = ImageOps.exif_transpose(image)
+    grey = image.mode in ("1", "L", "LA", "I;16", "I", "F")
+    image = image.convert("RGB")
+    side = round(image.width * crop) if crop else min(image.size)
+    side = min(side, *image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if (side, side) != image.size or side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return np.asarray(image).transpose(2, 0, 1), grey
+
+
+def _read_cache(path: Path, key: str) -> tuple[dict[str, Tensor], list[str]] | None:
+    """What was cached under this key (memory-mapped by safetensors), or None: missing, cut short, somebody else's."""
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            if (f.metadata() or {}).get("key") != key:
+                return None
+            return {k: f.get_tensor(k) for k in ("images", "index", "which")}, json.loads(f.metadata()["broken"])
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _write_cache(path: Path, key: str, tensors: dict[str, Tensor], broken: list[str]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, lambda p: safetensors.torch.save_file(tensors, p, {"key": key, "broken": json.dumps(broken)}))
+    except OSError as err:
+        print(f"The decoded images could not be cached in {path.parent} ({_first_line(err)}); they are decoded again next time.")
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write to a temporary file and rename it: a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _image_data(name, title, images, labels, counts, label_names) -> ImageData:
+    """Cut tensors ordered train, validation, test into an ImageData."""
+    splits = [Split(i, t) for i, t in zip(images.split(counts), labels.split(counts))]
+    return ImageData(name, title, *splits, label_names=tuple(label_names))
+
+
+def _as_nchw(array) -> Tensor:
+    """torchvision's (N, H, W) or (N, H, W, C) uint8 → (N, C, H, W)."""
+    t = torch.as_tensor(array)
+    return t.unsqueeze(1) if t.ndim == 3 else t.permute(0, 3, 1, 2).contiguous()
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """uint8 (N, C, H, W) → (N, C, size, size)."""
+    if images.shape[-1] == size:
+        return images
+    chunks = [F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+              for c in images.split(1000)]
+    return torch.cat(chunks)
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0][:200]
+
+
+def _unavailable(title: str, tried: list[str], local_way: str) -> DatasetUnavailable:
+    return DatasetUnavailable(
+        f"{title} is not here. Tried:\n" + "\n".join(f"  - {t}" for t in tried) +
+        f"\nThree ways out:\n  1. {local_way};\n  2. set VAE_DATA to the folder that holds it, or run again with a "
+        "network connection and without VAE_FAST;\n  3. use the images that are drawn on the fly: dataset `shapes`.")
+
+
+SHAPE_FACTORS = {"shape": 3, "hue": 10, "background_hue": 10, "size": 4, "x": 8, "y": 8, "rotation": 8}
+
+
+def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
+    """Draw coloured shapes: (N, 7) whole-number factors, columns as in SHAPE_FACTORS → uint8 (N, 3, H, W).
+
+    Shape 0 is an ellipse, 1 a rectangle, 2 a triangle. All are elongated, and rotations cover half a turn, so that
+    every combination of factors is a different image. Edges are anti-aliased through signed distances.
+    """
+    shape, hue, background, size, x, y, rotation = factors.T[..., None, None].float()   # each (N, 1, 1)
+    grid = (torch.arange(image_size) + 0.5) / image_size * 2 - 1                        # pixel centres in [-1, 1]
+    r = 0.22 + 0.09 * size
+    u = grid[None, None, :] - (x / 7 - 0.5) * 0.9
+    v = grid[None, :, None] - (y / 7 - 0.5) * 0.9
+    angle = rotation / 8 * math.pi
+    u, v = u * angle.cos() + v * angle.sin(), v * angle.cos() - u * angle.sin()
+    a, b = r, 0.6 * r
+    ellipse = (((u / a) ** 2 + (v / b) ** 2).sqrt() - 1) * b
+    rectangle = torch.maximum(u.abs() - a * 0.9, v.abs() - b * 0.8)
+    slope = math.hypot(2.0, 0.8)   # an isosceles triangle: base at u = -a, tip at u = a
+    triangle = torch.maximum(-u - a, (0.8 * (u - a) + 2.0 * v.abs()) / slope)
+    distance = torch.where(shape == 0, ellipse, torch.where(shape == 1, rectangle, triangle))
+    inside = (0.5 - distance * image_size / 2).clamp(0, 1)[:, None]                     # (N, 1, H, W)
+    colours = lambda s, v: torch.tensor([colorsys.hsv_to_rgb(i / 10, s, v) for i in range(10)])   # noqa: E731
+    front = colours(0.85, 0.95)[hue.flatten().long()][..., None, None]
+    back = colours(0.45, 0.45)[background.flatten().long()][..., None, None]
+    return ((front * inside + back * (1 - inside)) * 255).round().byte()
+
+
+def _load_shapes(size: int, counts: Sequence[int] = (6000, 500, 1000)) -> ImageData:
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    sizes = torch.tensor(list(SHAPE_FACTORS.values()))
+    combinations = int(sizes.prod())   # 614,400: distinct ones, so that the splits share no image
+    chosen = torch.randperm(combinations, generator=generator)[:sum(counts)]
+    factors = torch.stack(torch.unravel_index(chosen, tuple(sizes.tolist())), dim=1)
+    images = torch.cat([draw_shapes(part, size) for part in factors.split(500)])
+    return _image_data("shapes", "shapes (synthetic)", images, factors, list(counts), tuple(SHAPE_FACTORS))
+
+
+def to_input(images: Tensor, config: Config) -> Tensor:
+    """Images, uint8 or float in [0, 1] → x, float32 in config.value_range."""
+    low, high = config.value_range
+    unit = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return unit * (high - low) + low
+
+
+def to_unit(x: Tensor, config: Config) -> Tensor:
+    """x or x_hat in config.value_range → float images in [0, 1]."""
+    low, high = config.value_range
+    return ((x - low) / (high - low)).clamp(0, 1)
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Networks                                                                                   ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+def reparameterize(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through (Kingma & Welling 2014, section 2.4).
+
+    mu, logvar (N, D) → z (N, D). The noise comes from `generator`, which lives on mu's device.
+    """
+    eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+def grid_sizes(config: Config) -> list[int]:
+    """Heights of the feature maps, each half the one before, rounded down: 32 → [32, 16, 8, 4]; 28 → [28, 14, 7]."""
+    return [config.image_size >> i for i in range(config.depth + 1)]
+
+
+class LatentHeads(nn.Module):
+    """Features (N, F) → mu, logvar, each (N, D): how every encoder ends."""
+
+    def __init__(self, features: int, latent_dim: int):
+        super().__init__()
+        self.mu = nn.Linear(features, latent_dim)
+        self.logvar = nn.Linear(features, latent_dim)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mu(h), self.logvar(h)
+
+
+def conv_encoder(config: Config) -> nn.Sequential:
+    """The assignment's encoder at 32x32: three strided 4x4 convolutions, then mu and logvar. x (N, C, H, W)."""
+    size, layers, channels = grid_sizes(config)[-1], [], config.channels
+    for i in range(config.depth):                          # 32 → 16 → 8 → 4
+        out = config.width * 2 ** i                        # 32, 64, 128 channels
+        if config.downsample == "stride":
+            layers += [nn.Conv2d(channels, out, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        else:
+            layers += [nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        channels = out
+    return nn.Sequential(*layers, nn.Flatten(), LatentHeads(channels * size * size, config.latent_dim))
+
+
+def conv_decoder(config: Config) -> nn.Sequential:
+    """The mirror image: a linear layer, then transposed 4x4 convolutions. z (N, D) → x_raw (N, C, H, W)."""
+    sizes = grid_sizes(config)
+    channels = config.width * 2 ** (config.depth - 1)
+    layers = [nn.Linear(config.latent_dim, channels * sizes[-1] ** 2), nn.ReLU(),
+              nn.Unflatten(1, (channels, sizes[-1], sizes[-1]))]
+    for i in reversed(range(config.depth)):                # 4 → 8 → 16 → 32
+        out = config.width * 2 ** (i - 1) if i else config.channels
+        odd = sizes[i] - 2 * sizes[i + 1]                  # 1 where halving rounded down: 7 → 3 needs 3 → 7
+        layers += [nn.ConvTranspose2d(channels, out, kernel_size=4, stride=2, padding=1, output_padding=odd), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*layers[:-1])                     # the last activation depends on the likelihood
+
+
+def fc_encoder(config: Config) -> nn.Sequential:
+    """The image as one long vector, through hidden layers that narrow by half, then mu and logvar."""
+    sizes = [config.channels * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
+    layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, LatentHeads(sizes[-1], config.latent_dim))
+
+
+def fc_decoder(config: Config) -> nn.Sequential:
+    """The mirror image: z (N, D) → x_raw (N, C, H, W)."""
+    shape = (config.channels, config.image_size, config.image_size)
+    sizes = [config.latent_dim] + [config.width >> i for i in reversed(range(config.depth))] + [math.prod(shape)]
+    layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1], nn.Unflatten(1, shape))
+
+
+class Output(NamedTuple):
+    """What a forward pass gives: x_raw (N, C, H, W), the decoder before its last activation; mu, logvar, z (N, D)."""
+
+    x_raw: Tensor
+    mu: Tensor
+    logvar: Tensor
+    z: Tensor
+
+
+class VAE(nn.Module):
+    """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z); with config.model == "ae", z = mu."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        encoder, decoder = {"conv": (conv_encoder, conv_decoder), "fc": (fc_encoder, fc_decoder)}[config.arch]
+        self.encoder, self.decoder = encoder(config), decoder(config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) in config.value_range → mu, logvar, each (N, D)."""
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (N, D) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
+        x_raw = self.decoder(z)
+        return torch.sigmoid(x_raw) if self.config.likelihood == "bernoulli" else torch.tanh(x_raw)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
+        mu, logvar = self.encode(x)
+        z = mu if self.config.model == "ae" else reparameterize(mu, logvar, generator)
+        return Output(self.decoder(z), mu, logvar, z)
+
+
+def build_model(config: Config) -> VAE:
+    """The model of a config, its weights drawn from config.seed, on get_device()."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = VAE(config)
+    return model.to(get_device(), memory_format=torch.channels_last)
+
+
+def config_for(data: ImageData, **choices) -> Config:
+    """A Config that fits a data set; VAE_FAST=1 makes it one epoch, VAE_EPOCHS=n sets the epochs."""
+    if fast_mode():
+        choices["epochs"] = 1
+        choices["max_images"] = len(data.train.images)
+    if os.environ.get("VAE_EPOCHS"):
+        choices["epochs"] = _positive_int("VAE_EPOCHS", os.environ["VAE_EPOCHS"])
+    return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
+
+
+def _positive_int(name: str, text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise VAEError(f"{name} must be a whole number of at least 1, not {text!r}.")
+    return int(text)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_flops(model: VAE) -> int:
+    """Floating-point operations of one forward pass of one image (a multiply-add counts two), by PyTorch's counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+    c = model.config
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, c.channels, c.image_size, c.image_size, device=model.device))
+    return counter.get_total_flops()
+
+
+def fc_width_for(config: Config, parameters: int) -> int:
+    """The width at which the fully connected model of this config comes closest to a number of parameters."""
+    def size(width: int) -> int:
+        with torch.device("meta"):   # counts weights without making them
+            return count_parameters(VAE(dataclasses.replace(config, arch="fc", width=width, depth=2)))
+    low, high = 2, 4
+    while size(high) < parameters:
+        low, high = high, high * 2
+    while high - low > 1:            # bisection: the count grows with the width
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda w: abs(size(w) - parameters))
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Losses                                                                                     ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str) -> Tensor:
+    """-log p(x|z) of each image, summed over its pixels: (N, C, H, W) twice → (N,) nats.
+
+    bernoulli      binary cross-entropy, x_raw are logits, x in [0, 1] (Kingma & Welling 2014, appendix C.1). For grey
+                   values it is no likelihood of them, and it has a floor above 0: see bce_floor_nats.
+    squared_error  ||x - tanh(x_raw)||^2, x in [-1, 1]: a Gaussian of variance 1/2, its constant left out.
+    """
+    if likelihood == "bernoulli":
+        return F.binary_cross_entropy_with_logits(x_raw, x, reduction="none").flatten(1).sum(1)
+    return (torch.tanh(x_raw) - x).square().flatten(1).sum(1)
+
+
+def kl_nats_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, 1)) of every dimension: (N, D) → (N, D) nats (Kingma & Welling 2014, appendix B)."""
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def kl_nats(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(q(z|x) || N(0, I)) of each image, summed over the latent dimensions: (N, D) → (N,) nats."""
+    return kl_nats_per_dim(mu, logvar).sum(1)
+
+
+def bce_floor_nats(x: Tensor) -> Tensor:
+    """The least binary cross-entropy that any x_hat can reach on grey values x in [0, 1]: (N, C, H, W) → (N,) nats.
+
+    -x log x_hat - (1-x) log(1-x_hat) is smallest at x_hat = x, where it is the entropy of a coin with bias x: 0 for
+    black and white, log 2 for mid-grey. What a model has above this floor is what it can still improve.
+    """
+    return (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1)
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Training & checkpoints                                                                     ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+class TrainingDiverged(VAEError):
+    """The loss is no longer a finite number."""
+
+
+class CheckpointError(VAEError):
+    """A checkpoint that is missing, damaged, or not for this model."""
+
+
+def mean_losses(model: VAE, images: Tensor, *, batch_size: int = 500, seed: int = 0) -> dict[str, float]:
+    """Mean reconstruction and KL of uint8 images, in nats per image, with one seeded sample of z per image."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    total = torch.zeros(2, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for part in images.split(batch_size):
+            x = to_input(part.to(model.device), model.config)
+            out = model(x, generator)
+            rec = reconstruction_nats(out.x_raw, x, model.config.likelihood)
+            total += torch.stack([rec.sum(), _kl_of(model, out).sum()]).double().cpu()
+    rec, kl = (total / len(images)).tolist()
+    return {"reconstruction_nats": rec, "kl_nats": kl}
+
+
+def _kl_of(model: VAE, out: Output) -> Tensor:
+    """(N,) nats; 0 for an autoencoder, whose code is a point and not a distribution."""
+    return torch.zeros_like(out.mu[:, 0]) if model.config.model == "ae" else kl_nats(out.mu, out.logvar)
+
+
+def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
+        on_epoch: Callable[[list[dict]], None] | None = None) -> list[dict]:
+    """Minimise reconstruction + beta * KL with Adam; returns the history, one dict an epoch, and draws nothing.
+
+    Every loss is in nats per image. train_* are means over the epoch while the weights still move; val_* are
+    measured after it with the same beta. on_epoch is called with the history so far after every epoch.
+
+    Raises TrainingDiverged when the loss is not finite.
+    """
+    device = model.device
+    images = data.train.images.to(device)                      # uint8: a quarter of float32, small enough to stay
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    order_rng = torch.Generator().manual_seed(config.seed)
+    noise_rng = torch.Generator(device).manual_seed(config.seed)
+    history: list[dict] = []
+    start = time.perf_counter()
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        sums = torch.zeros(2, device=device)
+        batches = torch.randperm(len(images), generator=order_rng).split(config.batch_size)
+        bar = tqdm(batches, desc=f"epoch {epoch}/{config.epochs}", leave=False, **({} if progress else {"disable": True}))
+        seen = 0
+        for step, indices in enumerate(bar):
+            x = to_input(images[indices.to(device)], config).contiguous(memory_format=torch.channels_last)
+            out = model(x, noise_rng)
+            rec = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
+            kl = _kl_of(model, out).mean()
+            optimiser.zero_grad(set_to_none=True)
+            (rec + config.beta * kl).backward()
+            optimiser.step()
+            sums += torch.stack([rec.detach(), kl.detach()]) * len(x)
+            seen += len(x)
+            if step % 20 == 19:                                # reading a number waits for the device: not every step
+                rec_mean, kl_mean = (sums / seen).tolist()
+                bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
+        train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
+        val = mean_losses(model, data.val.images)
+        row = {"epoch": epoch, "seconds": time.perf_counter() - start}
+        for split, losses in (("train", train), ("val", val)):
+            row |= {f"{split}_{k}": v for k, v in losses.items()}
+            row[f"{split}_total_nats"] = losses["reconstruction_nats"] + config.beta * losses["kl_nats"]
+        if not all(map(math.isfinite, row.values())):
+            raise TrainingDiverged(f"The loss stopped being a finite number in epoch {epoch} (reconstruction "
+                                   f"{row['train_reconstruction_nats']}, KL {row['train_kl_nats']}): try a smaller lr "
+                                   f"than {config.lr:g}.")
+        history.append(row)
+        if on_epoch:
+            on_epoch(history)
+    model.eval()
+    return history
+
+
+def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False) -> Path:
+    """Write model.safetensors and model.json (the config and `record`) into a folder; half stores 16-bit weights."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: (v.half() if half else v).contiguous().cpu() for k, v in model.state_dict().items()}
+    _write_atomically(folder / "model.safetensors", lambda p: safetensors.torch.save_file(weights, p))
+    write_json(folder / "model.json", {"format": 1, "config": dataclasses.asdict(model.config), **(record or {})})
+    return folder
+
+
+def write_json(path: Path, content) -> None:
+    _write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
+    """The config and the whole record in a folder's model.json. Raises CheckpointError."""
+    path = Path(folder) / "model.json"
+    if not path.is_file():
+        raise CheckpointError(f"There is no run in {folder} (no model.json): name a folder that train.py wrote.")
+    try:
+        record = json.loads(path.read_text())
+        return Config(**record["config"]), record
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise CheckpointError(f"{path} is damaged or from another program ({_first_line(err)}): train again.") from None
+
+
+def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
+    """The model in a run folder, on get_device() and ready to use, and its record. Raises CheckpointError."""
+    config, record = read_record(folder)
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: train again, or copy the whole run folder.")
+    model = build_model(config)
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as err:
+        raise CheckpointError(f"{path} is damaged ({_first_line(err)}): copy it again or train again.") from None
+    expected = model.state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
+        raise CheckpointError(f"{path} does not fit the {config.arch} architecture in its model.json: the two files are "
+                              "from different runs.")
+    model.load_state_dict({k: v.float() for k, v in weights.items()})
+    return model.eval(), record
+
+
+def newest_run() -> Path:
+    """The run folder written last. Raises CheckpointError when there is none."""
+    runs = sorted(runs_root().glob("*/model.json"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise CheckpointError(f"There is no run in {runs_root()} yet: python train.py makes one.")
+    return runs[-1].parent
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Evaluation                                                                                 ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+ACTIVE_THRESHOLD = 0.01   # variance of mu over the data above which a dimension counts as active (Burda et al. 2016)
+
+
+def evaluate(model: VAE, images: Tensor, *, seed: int = 0) -> dict[str, float]:
+    """The numbers of a model on uint8 images (N, C, H, W), units in the keys.
+
+    reconstruction_nats, kl_nats   means over the images, with one seeded sample of z each
+    total_nats         their sum, the negative ELBO, whatever beta the model was trained with
+    floor_nats, excess_nats        (bernoulli) bce_floor_nats of the images, and total_nats above it
+    mse                mean squared error of x_hat(mu) per pixel and channel, on [0, 1]
+    active_dims        latent dimensions whose mu varies over the images (Burda et al. 2016, section 5.2)
+    images             how many images were measured
+    """
+    mu, _ = encode_images(model, images)
+    losses = mean_losses(model, images, seed=seed)
+    squared, floor = 0.0, 0.0
+    for part, z in zip(images.split(500), mu.split(500)):
+        unit = part.float() / 255
+        squared += (decode_images(model, z) - unit).square().sum().item()
+        floor += bce_floor_nats(unit).sum().item()
+    result = {**losses, "total_nats": sum(losses.values())}
+    if model.config.likelihood == "bernoulli":
+        result |= {"floor_nats": floor / len(images), "excess_nats": result["total_nats"] - floor / len(images)}
+    return result | {"mse": squared / images.numel(), "images": len(images),
+                     "active_dims": int((mu.var(0) > ACTIVE_THRESHOLD).sum())}
+
+
+def encode_images(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → mu, logvar (N, D) on the CPU. Raises VAEError on a wrong size."""
+    check_images(model, images)
+    with torch.no_grad():
+        parts = [model.eval().encode(to_input(p.to(model.device), model.config)) for p in images.split(500)]
+    return tuple(torch.cat(t).cpu() for t in zip(*parts))
+
+
+def decode_images(model: VAE, z: Tensor) -> Tensor:
+    """z (..., D) → float images in [0, 1], (..., C, H, W), on the CPU: the means of p(x|z)."""
+    flat = z.reshape(-1, z.shape[-1])
+    with torch.no_grad():
+        parts = [to_unit(model.eval().decode(p.to(model.device)), model.config).cpu() for p in flat.split(500)]
+    images = torch.cat(parts)
+    return images.reshape(*z.shape[:-1], *images.shape[1:])
+
+
+def check_images(model: VAE, images: Tensor) -> None:
+    """Raises VAEError unless images are (N, C, H, W) of the model's size, uint8 or float in [0, 1]."""
+    c = model.config
+    shape = (c.channels, c.image_size, c.image_size)
+    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
+    if images.dtype != torch.uint8 and (not images.is_floating_point() or images.min() < 0 or images.max() > 1):
+        raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
+
+
+class Run(NamedTuple):
+    """A trained model with where it came from. model is None where only the record of a released run is there."""
+
+    config: Config
+    model: VAE | None
+    record: dict       # data, history, test (see evaluate), seconds, hardware
+    origin: str        # "trained now", "your run …", "released weights …"
+
+
+def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None = None, *, progress: bool = True) -> Run:
+    """Build, fit, measure on the test split and save: what train.py and the notebooks both call.
+
+    The folder (default runs_root()/config.run_name) holds the weights of the last finished epoch at any time.
+    """
+    folder = Path(folder or runs_root() / config.run_name)
+    model = build_model(config)
+    record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
+                       **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
+              "hardware": hardware(), "torch": torch.__version__, "parameters": count_parameters(model)}
+
+    def keep(history: list[dict]) -> None:
+        save_checkpoint(model, folder, {**record, "history": history, "seconds": history[-1]["seconds"]})
+
+    history = fit(model, data, config, progress=progress, on_epoch=keep)
+    record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, data.test.images)}
+    save_checkpoint(model, folder, record)
+    return Run(config, model, record, "trained now")
+
+
+def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> Run:
+    """The reader's own finished run for this config and data, else the released one, else train; says which.
+
+    VAE_TRAIN=1 always trains. weights=False is content with the record of a released run (its history and numbers).
+    """
+    run = None if os.environ.get("VAE_TRAIN", "0") not in ("", "0") else _own_run(config, data) or _released(config, weights)
+    run = run or train_run(config, data)
+    seconds, test = run.record["seconds"], run.record["test"]
+    print(f"{config.arch:4} {config.model} beta={config.beta:<4g} seed {config.seed}: {run.origin}, {config.epochs} epochs in "
+          f"{seconds:.0f} s; test total {test['total_nats']:,.1f} nats")
+    return run
+
+
+def _own_run(config: Config, data: ImageData) -> Run | None:
+    for path in sorted(runs_root().glob("*/model.json")):
+        try:
+            found, record = read_record(path.parent)
+            if found == config and "test" in record and record["data"]["fingerprint"] == data.fingerprint:
+                return Run(config, *load_checkpoint(path.parent), f"your run {path.parent.name}")
+        except CheckpointError as err:
+            print(f"Passed over: {err}")
+    return None
+
+
+def _released(config: Config, weights: bool) -> Run | None:
+    """A released run of this config. Its own data's title is in the record: a JPEG copy, a subset."""
+    for path in sorted(RELEASED.glob("*/model.json")):
+        found, record = read_record(path.parent)
+        if found != config:
+            continue
+        if (path.parent / "model.safetensors").is_file():
+            return Run(config, *load_checkpoint(path.parent), f"released weights {path.parent.name}")
+        if not weights:
+            return Run(config, None, record, f"released record {path.parent.name}")
+    return None
+
+
+def hardware() -> str:
+    """The device that trains, in words, for the record."""
+    device = get_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        name = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                     if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads" + (", MPS" if device.type == "mps" else "")
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Latent space                                                                               ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Spherical interpolation (Shoemake 1985; for latents White 2016, arXiv:1609.04468): (..., D), (..., D), t → (..., D).
+
+    Turns from a to b at an even angle. Where a and b are (anti)parallel no arc is defined and the line is taken.
+    """
+    cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
+    omega = torch.arccos(cosine)
+    sine = torch.sin(omega)
+    arc = (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / sine
+    return torch.where(sine > 1e-4, arc, torch.lerp(a, b, t))
+
+
+def interpolate_latents(z_a: Tensor, z_b: Tensor, num: int, method: str = "linear") -> Tensor:
+    """num latents from z_a to z_b, both ends included: (..., D) twice → (num, ..., D)."""
+    if not isinstance(num, int) or num < 2:
+        raise VAEError(f"num_interpolations must be a whole number of at least 2 (the two ends), not {num!r}.")
+    if method not in ("linear", "spherical"):
+        raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")
+    t = torch.linspace(0, 1, num).reshape(-1, *[1] * z_a.ndim)
+    path = torch.lerp(z_a[None], z_b[None], t) if method == "linear" else slerp(z_a[None], z_b[None], t)
+    path[0], path[-1] = z_a, z_b   # exact ends, free of rounding
+    return path
+
+
+def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpolations: int = 10,
+                       method: str = "linear") -> Tensor:
+    """Morph one image into another through the latent space.
+
+    Encodes both, walks from mu_a to mu_b (means, never noisy samples) and decodes every step.
+
+    image_a, image_b      (C, H, W), uint8 or float in [0, 1], of the model's size
+    num_interpolations    images on the way, both reconstructed ends included, at least 2
+    method                "linear" or "spherical"
+    returns float (num_interpolations, C, H, W) in [0, 1]; raises VAEError on wrong input
+    """
+    for image in (image_a, image_b):
+        if not isinstance(image, Tensor) or image.ndim != 3:
+            raise VAEError("interpolate_images takes two single images of shape (C, H, W).")
+    mu_a, mu_b = (encode_images(model, image[None])[0][0] for image in (image_a, image_b))
+    return decode_images(model, interpolate_latents(mu_a, mu_b, num_interpolations, method))
+
+
+def cross_fade(image_a: Tensor, image_b: Tensor, num: int) -> Tensor:
+    """The same walk in pixels, without a model: (C, H, W) twice → float (num, C, H, W) in [0, 1]."""
+    a, b = (i.float() / 255 if i.dtype == torch.uint8 else i for i in (image_a, image_b))
+    return interpolate_latents(a, b, num)
+
+
+def interpolate_corners(model: VAE, corners: Tensor, num: int = 7) -> Tensor:
+    """A square of images between four: corners (4, C, H, W), row by row → float (num, num, C, H, W) in [0, 1]."""
+    mu, _ = encode_images(model, corners)
+    left, right = interpolate_latents(mu[0], mu[2], num), interpolate_latents(mu[1], mu[3], num)
+    return decode_images(model, interpolate_latents(left, right, num).transpose(0, 1))
+
+
+def step_lengths(path: Tensor) -> Tensor:
+    """Euclidean distances between neighbouring images of one or more paths: (num, ..., C, H, W) → (num - 1, ...)."""
+    return (path[1:] - path[:-1]).flatten(-3).norm(dim=-1)
+
+
+def step_unevenness(path: Tensor) -> Tensor:
+    """Standard deviation / mean of the step lengths of image paths: (num, ..., C, H, W) → (...).
+
+    0 when every step changes the picture by the same amount, which a pixel cross-fade does by construction.
+    """
+    steps = step_lengths(path)
+    return steps.std(0, unbiased=False) / steps.mean(0)
+
+
+def sample_latents(n: int, latent_dim: int, *, z_range: tuple[float, float] | None = None, radius: float | None = None,
+                   temperature: float = 1.0, seed: int = 0) -> Tensor:
+    """Latents (n, D) from a region: the prior N(0, temperature^2 I), a box, or a shell.
+
+    z_range   every coordinate uniform between the two values: the assignment's (-2, 2)
+    radius    uniform on the sphere ||z|| = radius
+    Raises VAEError when both are given, or z_range is not (low, high).
+    """
+    if z_range is not None and radius is not None:
+        raise VAEError("Give z_range or radius, not both.")
+    generator = torch.Generator().manual_seed(seed)
+    if z_range is not None:
+        if len(z_range) != 2 or not z_range[0] < z_range[1]:
+            raise VAEError(f"z_range must be two numbers, the lower first, like (-2, 2), not {z_range!r}.")
+        low, high = z_range
+        return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
+    z = torch.randn(n, latent_dim, generator=generator)
+    return F.normalize(z, dim=1) * radius if radius is not None else z * temperature
+
+
+def sample_images(model: VAE, n: int, **region) -> Tensor:
+    """Decode n latents of a region (see sample_latents) → float (n, C, H, W) in [0, 1]."""
+    return decode_images(model, sample_latents(n, model.config.latent_dim, **region))
+
+
+class AggregatePosterior(NamedTuple):
+    """q(z) = E_x q(z|x), where the codes of real images lie, per dimension (D,), and the norms ||z|| (N,) of samples."""
+
+    mean: Tensor
+    std: Tensor
+    kl_nats: Tensor   # mean KL(q(z|x) || N(0, 1)) of each dimension
+    norms: Tensor
+    mu: Tensor        # (N, D): the codes themselves
+
+
+def aggregate_posterior(model: VAE, images: Tensor, seed: int = 0) -> AggregatePosterior:
+    """Where the encoder puts real images. The variance is Var(mu) + E(sigma^2) (law of total variance)."""
+    mu, logvar = encode_images(model, images)
+    z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
+    std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
+    return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), z.norm(dim=1), mu)
+
+
+def cycle_error(model: VAE, z: Tensor) -> Tensor:
+    """How far a latent moves when it is decoded and encoded again: ||mu(x_hat(z)) - z|| / ||z||, (N, D) → (N,).
+
+    Small where the decoder draws something that the encoder recognises; large in holes, where z stands for nothing.
+    """
+    again, _ = encode_images(model, decode_images(model, z))
+    return (again - z).norm(dim=1) / z.norm(dim=1)
+
+
+def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float]) -> Tensor:
+    """Images of z (D,) with one dimension at a time set to each value → float (len(dims), len(values), C, H, W)."""
+    grid = z.repeat(len(dims), len(values), 1)
+    for row, dim in enumerate(dims):
+        grid[row, :, dim] = torch.tensor(values, dtype=z.dtype)
+    return decode_images(model, grid)
+
+
+def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
+    """Mean latent with an attribute minus mean latent without it (Larsen et al. 2016, section 4.2): (N, D), (N,) → (D,)."""
+    has_attribute = has_attribute.bool()
+    if has_attribute.all() or not has_attribute.any():
+        raise VAEError("An attribute direction needs images with the attribute and images without it.")
+    return mu[has_attribute].mean(0) - mu[~has_attribute].mean(0)
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Plots                                                                                      ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.ndarray:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → one picture, uint8 (height, width, 3), on white."""
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    grid = import_torchvision().utils.make_grid(images.cpu(), nrow=columns or len(images), padding=pad, pad_value=1.0)
+    return (grid.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()   # (3, H, W) → (H, W, 3)
+
+
+def save_image_grid(images: Tensor, path: str | os.PathLike, columns: int | None = None) -> Path:
+    """Write image_grid as a PNG, every pixel enlarged so that small images can be seen."""
+    picture = Image.fromarray(image_grid(images, columns))
+    scale = max(1, 96 // images.shape[-1])
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    return Path(path)
+
+
+def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] = (), cell: float = 0.72) -> plt.Figure:
+    """One labelled strip of images (n, C, H, W) per entry; cell is the width of one image in inches."""
+    n = max(len(images) for images in rows.values())
+    fig, axes = plt.subplots(len(rows), 1, figsize=(cell * n + 1.6, (cell + 0.05) * len(rows) + 0.7), squeeze=False,
+                             layout="constrained", gridspec_kw={"hspace": 0.02})
+    for ax, (label, images) in zip(axes[:, 0], rows.items()):
+        ax.imshow(image_grid(images), interpolation="nearest")
+        ax.set_ylabel(label, rotation=0, ha="right", va="center")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    if len(column_labels):
+        width = rows[next(iter(rows))].shape[-1] + 2
+        axes[0, 0].set_xticks([width * i + width / 2 for i in range(len(column_labels))], column_labels)
+        axes[0, 0].tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    fig.suptitle(title)
+    return fig
+
+
+def plot_grid(images: Tensor, title: str, columns: int = 8, cell: float = 0.72) -> plt.Figure:
+    """Images (N, C, H, W) as one grid."""
+    columns = min(columns, len(images))
+    fig, ax = plt.subplots(figsize=(cell * columns, cell * math.ceil(len(images) / columns) + 0.4), layout="constrained")
+    ax.imshow(image_grid(images, columns), interpolation="nearest")
+    ax.axis("off")
+    fig.suptitle(title)
+    return fig
+
+
+def plot_history(histories: dict[str, list[dict]], title: str) -> plt.Figure:
+    """Reconstruction, KL and their weighted sum over the epochs: validation solid, training dashed."""
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for colour, (label, history) in enumerate(histories.items()):
+        epochs = [row["epoch"] for row in history]
+        for ax, part in zip(axes, ("reconstruction", "kl", "total")):
+            marker = "o" if len(epochs) == 1 else None   # a line through one point cannot be seen
+            ax.plot(epochs, [r[f"val_{part}_nats"] for r in history], color=f"C{colour}", marker=marker, label=label)
+            ax.plot(epochs, [r[f"train_{part}_nats"] for r in history], color=f"C{colour}", marker=marker, ls="--", lw=1)
+    for ax, name in zip(axes, ("reconstruction", "KL", "reconstruction + β·KL")):
+        ax.set(xlabel="epoch", ylabel="nats per image", title=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+    axes[-1].legend()
+    fig.suptitle(f"{title}: validation solid, training dashed")
+    return fig
+
+
+def plot_reconstructions(models: dict[str, VAE], images: Tensor, title: str) -> plt.Figure:
+    """Originals over each model's x_hat(mu)."""
+    rows = {"original": images} | {name: decode_images(m, encode_images(m, images)[0]) for name, m in models.items()}
+    return plot_rows(rows, title)
+
+
+def plot_samples(models: dict[str, VAE], z: Tensor, title: str) -> plt.Figure:
+    """What each model decodes from the same latents (n, D)."""
+    return plot_rows({name: decode_images(model, z) for name, model in models.items()}, title)
+
+
+def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: tuple[Tensor, Tensor] | None = None,
+                                title: str = "Interpolation in latent space") -> plt.Figure:
+    """Show what interpolate_images gave, or several such strips by name, with the two originals at the ends.
+
+    images (num, C, H, W) in [0, 1], or a dict of them; originals: the two images (C, H, W) that were handed in.
+    """
+    rows = images if isinstance(images, dict) else {"": images}
+    num = len(next(iter(rows.values())))
+    labels = [f"{t:.2f}".rstrip("0").rstrip(".") for t in np.linspace(0, 1, num)]
+    if originals is not None:
+        a, b = (i.float() / 255 if i.dtype == torch.uint8 else i for i in originals)
+        rows = {name: torch.cat([a[None], strip, b[None]]) for name, strip in rows.items()}
+        labels = ["original", *labels, "original"]
+    return plot_rows(rows, title, labels)
+
+
+def plot_along_path(curves: dict[str, Tensor], title: str, ylabel: str, reference: dict[str, float] | None = None) -> plt.Figure:
+    """One number per position t on the way from 0 to 1, per curve, with named horizontal lines for reference."""
+    fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    for name, values in curves.items():
+        ax.plot(np.linspace(0, 1, len(values)), values, marker=".", label=name)
+    for name, value in (reference or {}).items():
+        ax.axhline(value, color="grey", ls=":", lw=1.5)
+        ax.annotate(name, (0.5, value), ha="center", va="bottom", color="dimgrey", fontsize=9)
+    ax.set(xlabel="t, from image A (0) to image B (1)", ylabel=ylabel, title=title)
+    ax.margins(y=0.15)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return fig
+
+
+def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.Figure:
+    """Where q(z) lies against N(0, I): mean and spread of each dimension, its KL, and the norms of codes and prior."""
+    fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
+    order = posterior.kl_nats.argsort(descending=True)
+    dims = np.arange(len(order))
+    axes[0].bar(dims, posterior.kl_nats[order], width=1)
+    axes[0].set(title="information per dimension", xlabel="dimension, sorted by KL", ylabel="KL (nats)")
+    axes[1].plot(dims, posterior.std[order], ".", label="standard deviation")
+    axes[1].plot(dims, posterior.mean[order], ".", label="mean")
+    axes[1].axhline(1, color="C0", ls=":"), axes[1].axhline(0, color="C1", ls=":")
+    axes[1].set(title="q(z) per dimension; dotted: N(0, 1)", xlabel="dimension, sorted by KL")
+    axes[1].legend(loc="center right")
+    prior = torch.randn(4000, len(order), generator=torch.Generator().manual_seed(0)).norm(dim=1)
+    axes[2].hist(prior, bins=40, density=True, alpha=0.5, label="prior N(0, I)")
+    axes[2].hist(posterior.norms, bins=40, density=True, alpha=0.5, label="codes z ~ q(z|x)")
+    axes[2].hist(posterior.mu.norm(dim=1), bins=40, density=True, histtype="step", color="k", label="means mu(x)")
+    axes[2].set(title="distance from the origin", xlabel="‖·‖", ylabel="density")
+    axes[2].legend()
+    fig.suptitle(title)
+    return fig
+
+
+def plot_rate_distortion(results: dict[str, dict[str, float]], title: str) -> plt.Figure:
+    """Rate (KL) against distortion (reconstruction) of several models, named at their points."""
+    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    points = sorted((r["kl_nats"], r["reconstruction_nats"], name) for name, r in results.items())
+    ax.plot([p[0] for p in points], [p[1] for p in points], "o-", color="C0")
+    for rate, distortion, name in points:
+        ax.annotate(name, (rate, distortion), xytext=(8, 5), textcoords="offset points")
+    ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)", title=title, xscale="log")
+    ax.margins(x=0.2, y=0.15)
+    ax.grid(alpha=0.3, which="both")
+    return fig
+
+
+def markdown_table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows with the same keys → a Markdown table; the first column is left-aligned, the others right."""
+    columns = list(rows[0])
+    lines = [columns, [":--"] + ["--:"] * (len(columns) - 1)] + [[str(r[c]) for c in columns] for r in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
+    """'mean ± sample standard deviation' of some seeds, or the bare value when there is only one."""
+    spread = f" ± {np.std(values, ddof=1):,.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{spread}"
