@@ -634,7 +634,8 @@ def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
     return ((front * inside + back * (1 - inside)) * 255).round().byte()
 
 
-def _load_shapes(size: int, counts: Sequence[int] = (6000, 500, 1000)) -> ImageData:
+def _load_shapes(size: int) -> ImageData:
+    counts = FAST_SIZES if fast_mode() else (4000, 500, 1000)   # training takes minutes on two CPU cores
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     sizes = torch.tensor(list(SHAPE_FACTORS.values()))
     combinations = int(sizes.prod())   # 614,400: distinct ones, so that the splits share no image
@@ -1085,8 +1086,8 @@ def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> R
     run = None if os.environ.get("VAE_TRAIN", "0") not in ("", "0") else _own_run(config, data) or _released(config, weights)
     run = run or train_run(config, data)
     seconds, test = run.record["seconds"], run.record["test"]
-    print(f"{config.arch:4} {config.model} beta={config.beta:<4g} seed {config.seed}: {run.origin}, {config.epochs} epochs in "
-          f"{seconds:.0f} s; test total {test['total_nats']:,.1f} nats")
+    print(f"{config.arch} {config.model}, width {config.width}, beta {config.beta:g}, seed {config.seed}: {run.origin}; "
+          f"{config.epochs} epochs in {seconds:.0f} s, test total {test['total_nats']:,.1f} nats")
     return run
 
 
@@ -1237,18 +1238,26 @@ class AggregatePosterior(NamedTuple):
 def aggregate_posterior(model: VAE, images: Tensor, seed: int = 0) -> AggregatePosterior:
     """Where the encoder puts real images. The variance is Var(mu) + E(sigma^2) (law of total variance)."""
     mu, logvar = encode_images(model, images)
+    if model.config.model == "ae":   # its codes are points
+        return AggregatePosterior(mu.mean(0), mu.std(0, unbiased=False), torch.zeros_like(mu[0]), mu.norm(dim=1), mu)
     z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
     return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), z.norm(dim=1), mu)
 
 
-def cycle_error(model: VAE, z: Tensor) -> Tensor:
-    """How far a latent moves when it is decoded and encoded again: ||mu(x_hat(z)) - z|| / ||z||, (N, D) → (N,).
+def self_reconstruction_mse(model: VAE, z: Tensor) -> Tensor:
+    """How well the model recognises its own picture: mean squared error between x_hat(z) and its reconstruction, (N, D) → (N,).
 
-    Small where the decoder draws something that the encoder recognises; large in holes, where z stands for nothing.
+    Small where decoder and encoder were trained together, larger the further z lies from every code of a real image.
     """
-    again, _ = encode_images(model, decode_images(model, z))
-    return (again - z).norm(dim=1) / z.norm(dim=1)
+    images = decode_images(model, z)
+    again = decode_images(model, encode_images(model, images)[0])
+    return (again - images).square().flatten(1).mean(1)
+
+
+def contrast(images: Tensor) -> Tensor:
+    """Standard deviation of the pixel values of each image: (..., C, H, W) in [0, 1] → (...)."""
+    return images.flatten(-3).std(-1, unbiased=False)
 
 
 def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float]) -> Tensor:
@@ -1385,7 +1394,7 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.F
     axes[1].plot(dims, posterior.mean[order], ".", label="mean")
     axes[1].axhline(1, color="C0", ls=":"), axes[1].axhline(0, color="C1", ls=":")
     axes[1].set(title="q(z) per dimension; dotted: N(0, 1)", xlabel="dimension, sorted by KL")
-    axes[1].legend(loc="center right")
+    axes[1].legend(loc="upper right")
     prior = torch.randn(4000, len(order), generator=torch.Generator().manual_seed(0)).norm(dim=1)
     axes[2].hist(prior, bins=40, density=True, alpha=0.5, label="prior N(0, I)")
     axes[2].hist(posterior.norms, bins=40, density=True, alpha=0.5, label="codes z ~ q(z|x)")

@@ -1,0 +1,167 @@
+"""Make what README.md and theory_answers.md show: figures/*.png, figures/numbers.json, and the numbers in both texts.
+
+    python figures/make.py            needs the real data and checkpoints/; about five minutes on two CPU cores
+    python figures/make.py --texts    only fill the numbers of numbers.json into the texts again
+
+A number in a text is followed by a comment that names it, 1,828.6<!--conv.total_nats-->, which no renderer shows. This
+script writes the number in front of the comment, with as many decimals as stand there; a test checks that none is stale.
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import vae_helpers as vae  # noqa: E402
+
+TEXTS = (HERE.parent / "README.md", HERE.parent / "theory_answers.md")
+TAG = re.compile(r"(-?[\d,]*\d(?:\.(\d+))?)<!--([\w.\-]+)-->")
+MODELS = {"conv": "cifar10_conv", "fc": "cifar10_fc", "fc3x": "cifar10_fc3x"}
+BETAS = {"0": "cifar10_conv_beta0", "0.1": "cifar10_conv_beta0.1", "1": "cifar10_conv", "4": "cifar10_conv_beta4"}
+
+
+def fill(text: str, numbers: dict[str, float]) -> str:
+    """Every tagged number in a text, written anew. Raises KeyError for a name that numbers.json does not hold."""
+    return TAG.sub(lambda m: f"{numbers[m[3]]:,.{len(m[2] or '')}f}<!--{m[3]}-->", text)
+
+
+def results_table() -> str:
+    """README's table of Task 1, from the records in checkpoints/."""
+    rows = []
+    names = {"conv": "**convolutional**", "fc": "fully connected, same size", "fc3x": "fully connected, three times the size"}
+    for model, folder in MODELS.items():
+        records = [vae.read_record(vae.RELEASED / f)[1] for f in (folder, f"{folder}_seed1", f"{folder}_seed2")]
+        cell = lambda key, digits: vae.mean_and_sd([r["test"][key] for r in records], digits)   # noqa: E731
+        rows.append({"model": names[model], "parameters": f"{records[0]['parameters']:,}", "reconstruction (nats)": cell("reconstruction_nats", 1),
+                     "KL (nats)": cell("kl_nats", 1), "total (nats)": cell("total_nats", 1), "excess over the floor (nats)": cell("excess_nats", 1),
+                     "MSE": cell("mse", 4), "active dimensions": cell("active_dims", 0), "training (s)": vae.mean_and_sd([r["seconds"] for r in records], 0)})
+    return vae.markdown_table(rows)
+
+
+def write_texts(numbers: dict[str, float]) -> None:
+    for path in TEXTS:
+        text = fill(path.read_text(), numbers)
+        between = r"(<!--results-->\n).*?(\n<!--/results-->)"
+        path.write_text(re.sub(between, lambda m: m[1] + results_table() + m[2], text, flags=re.S))
+
+
+def recorded() -> dict[str, float]:
+    """Numbers that training wrote into checkpoints/: MODEL.KEY is the mean over three seeds, beta_B.KEY is seed 0."""
+    numbers = {}
+    for model, folder in MODELS.items():
+        records = [vae.read_record(vae.RELEASED / f)[1] for f in (folder, f"{folder}_seed1", f"{folder}_seed2")]
+        numbers[f"{model}.parameters"] = records[0]["parameters"]
+        numbers[f"{model}.seconds"] = float(np.mean([r["seconds"] for r in records]))
+        for key in records[0]["test"]:
+            values = [r["test"][key] for r in records]
+            numbers |= {f"{model}.{key}": float(np.mean(values)), f"{model}.{key}.sd": float(np.std(values, ddof=1))}
+    for beta, folder in BETAS.items():
+        numbers |= {f"beta_{beta}.{k}": v for k, v in vae.read_record(vae.RELEASED / folder)[1]["test"].items()}
+    for name in ("celeba_conv", "cifar10_ae"):
+        record = vae.read_record(vae.RELEASED / name)[1]
+        numbers |= {f"{name}.{k}": v for k, v in record["test"].items()} | {f"{name}.seconds": record["seconds"]}
+    return numbers
+
+
+def gradient_variance(model: vae.VAE, images: torch.Tensor, draws: int = 4000) -> dict[str, float]:
+    """Two unbiased estimators of d/dmu E_q[reconstruction], from single samples; variances summed over mu, mean over images.
+
+    Pathwise: differentiate through z = mu + sigma * eps (Kingma & Welling 2014, section 2.4).
+    Score function: reconstruction * d log q(z|x) / dmu = reconstruction * (z - mu) / sigma^2 (Williams 1992), also with
+    the mean reconstruction subtracted as a baseline.
+    """
+    variances = {"pathwise": [], "score": [], "score_with_baseline": []}
+    agreement = []
+    for image in images:
+        x = vae.to_input(image[None], model.config)
+        with torch.no_grad():
+            mu, logvar = model.encode(x)
+        sigma = (0.5 * logvar).exp()
+        eps = torch.randn(draws, mu.shape[1], generator=torch.Generator().manual_seed(0))
+        values, paths = [], []
+        for part in eps.split(500):
+            z = (mu + sigma * part).requires_grad_()
+            value = vae.reconstruction_nats(model.decoder(z), x.expand(len(part), -1, -1, -1), model.config.likelihood)
+            paths.append(torch.autograd.grad(value.sum(), z)[0])   # dz/dmu = 1
+            values.append(value.detach())
+        value, score = torch.cat(values)[:, None], eps / sigma
+        estimates = {"pathwise": torch.cat(paths), "score": value * score, "score_with_baseline": (value - value.mean()) * score}
+        for name, e in estimates.items():
+            variances[name].append(e.var(0).sum().item())
+        agreement.append(torch.nn.functional.cosine_similarity(estimates["pathwise"].mean(0), estimates["score_with_baseline"].mean(0), dim=0).item())
+    mean = {name: float(np.mean(v)) for name, v in variances.items()}
+    return {f"gradient.{name}_variance": v for name, v in mean.items()} | {
+        "gradient.score_ratio": mean["score"] / mean["pathwise"], "gradient.baseline_ratio": mean["score_with_baseline"] / mean["pathwise"],
+        "gradient.agreement": float(np.mean(agreement)), "gradient.draws": draws, "gradient.images": len(images)}
+
+
+def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
+    """Where the codes lie, what lies between them, and what lies at draws of N(0, I)."""
+    q = vae.aggregate_posterior(model, images)
+    half = len(images) // 2
+    path = vae.interpolate_latents(q.mu[:half], q.mu[half:2 * half], 21)
+    decoded = vae.decode_images(model, path)
+    prior = vae.sample_latents(1000, model.config.latent_dim, seed=0)
+    _, logvar = vae.encode_images(model, images)
+    return {"code_norm": q.norms.mean().item(), "code_std": q.std.mean().item(), "sigma": (0.5 * logvar).exp().mean().item(),
+            "unevenness": vae.step_unevenness(decoded).mean().item(), "middle_contrast": vae.contrast(decoded[10]).mean().item(),
+            "end_contrast": vae.contrast(decoded[[0, -1]]).mean().item(),
+            "middle_self_mse": vae.self_reconstruction_mse(model, path[10]).mean().item(),
+            "prior_contrast": vae.contrast(vae.decode_images(model, prior)).mean().item(),
+            "prior_self_mse": vae.self_reconstruction_mse(model, prior).mean().item()}
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    figure.savefig(HERE / name, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--texts"]:
+        return write_texts(json.loads((HERE / "numbers.json").read_text()))
+    cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
+    load = lambda name: vae.load_checkpoint(vae.RELEASED / name)[0]   # noqa: E731
+    numbers, test = recorded(), cifar.test.images
+    numbers["real.contrast"] = vae.contrast(test.float() / 255).mean().item()
+
+    # README: what you get
+    save(vae.plot_reconstructions({name: load(folder) for name, folder in zip(("convolutional", "fc, same size", "fc, 3x"), MODELS.values())},
+                                  test[:12], f"Task 1 · test images and reconstructions: {cifar.title}"), "task1_reconstructions.png")
+    conv, a, b = load("cifar10_conv"), test[12], test[37]
+    strips = {m: vae.interpolate_images(conv, a, b, 10, m) for m in ("linear", "spherical")} | {"pixel cross-fade": vae.cross_fade(a, b, 10)}
+    save(vae.display_interpolated_images(strips, (a, b), f"Task 2 · between two test images: {cifar.title}"), "task2_interpolation.png")
+    celeba = load("celeba_conv")
+    save(vae.plot_rows({f"‖z‖ = {r:g}": vae.sample_images(celeba, 10, radius=r, seed=0) for r in (2, 6, 11.3, 16, 24, 40)},
+                       f"Task 3 · shells of growing radius: {faces.title}"), "task3_shells.png")
+
+    # theory_answers.md
+    models = {f"β = {beta}": load(folder) for beta, folder in BETAS.items()}
+    z = vae.sample_latents(12, conv.config.latent_dim, seed=0)
+    save(vae.plot_samples({k: models[k] for k in ("β = 0", "β = 1")}, z, f"Q1 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q1_samples.png")
+    numbers |= gradient_variance(conv, test[:16])
+    fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    bars = {"pathwise (reparameterised)": "pathwise", "score function, with baseline": "score_with_baseline", "score function": "score"}
+    ax.barh(list(bars), [numbers[f"gradient.{k}_variance"] for k in bars.values()])
+    ax.set(xscale="log", xlabel="variance of the gradient with respect to mu, one sample", title="Q2 · two unbiased estimators of one gradient")
+    save(fig, "theory_q2_gradient_variance.png")
+    ae = load("cifar10_ae")
+    save(vae.plot_samples({"autoencoder": ae, "VAE": conv}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
+    for name, model in {**{f"beta_{b}": m for b, m in zip(BETAS, models.values())}, "ae": ae}.items():
+        numbers |= {f"{name}.{k}": v for k, v in geometry(model, test[:1000]).items()}
+    paths = {name: vae.interpolate_images(m, a, b, 10) for name, m in models.items()}
+    save(vae.display_interpolated_images(paths, (a, b), f"Q4 · linear interpolation over β: {cifar.title}"), "theory_q4_interpolation.png")
+
+    vae.write_json(HERE / "numbers.json", numbers)
+    write_texts(numbers)
+    print(f"{len(numbers)} numbers and {len(list(HERE.glob('*.png')))} figures in {HERE.name}/; texts filled")
+
+
+if __name__ == "__main__":
+    vae.run_script(main)

@@ -1,0 +1,123 @@
+"""What all tests share: a clean environment, small data, one small trained model, painted image files.
+
+No test downloads anything, or touches data/, runs/ or the user's cache. Models run on the CPU, where results are exact;
+one test in test_training.py runs on an accelerator where there is one. Tests on real images take them from VAE_DATA, else
+from ../shared/data beside the repository, and are skipped without.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+os.environ["TQDM_DISABLE"] = "1"   # tqdm reads it once, when it is imported
+import matplotlib.pyplot as plt   # noqa: E402
+import numpy as np   # noqa: E402
+import pytest   # noqa: E402
+import torch   # noqa: E402
+from hypothesis import HealthCheck, settings   # noqa: E402
+from PIL import Image   # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import vae_helpers as vae   # noqa: E402
+
+REAL_DATA = Path(os.environ.get("VAE_DATA") or ROOT.parent / "shared" / "data").resolve()   # before it is hidden below
+
+torch.set_num_threads(1)
+settings.register_profile("vae", deadline=None, derandomize=True, database=None, max_examples=40,
+                          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.load_profile("vae")
+
+
+def clean(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for name in ("VAE_FAST", "VAE_EPOCHS", "VAE_TRAIN"):
+        patch.delenv(name, raising=False)
+    for name in ("data", "runs", "cache"):
+        patch.setenv(f"VAE_{name.upper()}", str(folder / name))
+    patch.setenv("VAE_DEVICE", "cpu")
+    patch.setattr(vae, "RELEASED", folder / "released")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment_of_session_fixtures(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        clean(patch, tmp_path_factory.mktemp("session"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch):
+    """Every test has its own data root, runs and cache: tmp_path/data, tmp_path/runs, tmp_path/cache."""
+    clean(monkeypatch, tmp_path)
+    yield
+    plt.close("all")
+
+
+def take(data: vae.ImageData, *counts: int) -> vae.ImageData:
+    """The first images of each split."""
+    splits = {name: vae.Split(*(t[:n] for t in getattr(data, name))) for name, n in zip(("train", "val", "test"), counts)}
+    return dataclasses.replace(data, **splits)
+
+
+@pytest.fixture(scope="session")
+def all_shapes():
+    return vae.load_dataset("shapes")
+
+
+@pytest.fixture(scope="session")
+def shapes(all_shapes):
+    """192 + 64 + 48 images: an epoch of a small model takes a fifth of a second."""
+    return take(all_shapes, 192, 64, 48)
+
+
+SMALL = {"latent_dim": 4, "width": 8, "batch_size": 32}
+
+
+@pytest.fixture(scope="session")
+def trained(shapes, tmp_path_factory):
+    """A small convolutional VAE after three epochs on shapes."""
+    config = vae.config_for(shapes, **SMALL, epochs=3, lr=3e-3)
+    return vae.train_run(config, shapes, tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture
+def model(trained):
+    return trained.model
+
+
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory):
+    """One cache for the session: the real images are decoded once."""
+    return tmp_path_factory.mktemp("real_cache")
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """A colour that tells which painted image one sees, also after JPEG or resizing: see number_in."""
+    return (20 + 8 * number, 255 - 8 * number, 100)
+
+
+def number_in(image: torch.Tensor) -> int:
+    """Which number paint() gave to an image, uint8 (3, H, W)."""
+    return round((int(image[0, 0, 0]) - 20) / 8)
+
+
+def paint(path: Path, number: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """Write an image of one colour; size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, colour_of(number))
+    (image.quantize(16) if mode == "P" else image.convert(mode)).save(path, "PNG")
+    return path
+
+
+def paint_noise(folder: Path, count: int, size: tuple[int, int] = (24, 24), mode: str = "RGB") -> Path:
+    """A flat folder of images of random pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{i:03}.png")
+    return folder

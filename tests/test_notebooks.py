@@ -1,0 +1,85 @@
+"""The committed notebooks: valid, run in one go without errors, alike in their set-up, and true to their own outputs."""
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+")   # 1,828.6  0.0107  45,000: what one would quote
+
+
+def cells(path, kind):
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+
+
+def printed(path):
+    """All text that the notebook's cells printed or returned."""
+    outputs = [o for c in cells(path, "code") for o in c.outputs]
+    return "\n".join(o.get("text", "") + o.get("data", {}).get("text/markdown", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+def stale_numbers(markdown: str, sources: str) -> list[str]:
+    """Numbers in the 'Seen' paragraphs of a text that stand in none of the sources."""
+    seen = [p for p in markdown.split("\n\n") if p.startswith("**Seen.**")]
+    known = set(NUMBER.findall(sources))
+    return [n for paragraph in seen for n in NUMBER.findall(paragraph) if n not in known]
+
+
+def test_there_are_three_notebooks():
+    assert [p.name[:5] for p in NOTEBOOKS] == ["Task1", "Task2", "Task3"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name[:5])
+class TestEach:
+    def test_is_valid_and_has_no_widget_state_that_github_refuses(self, path):
+        nbformat.validate(nbformat.read(path, 4))
+        raw = json.loads(path.read_text())
+        assert "widgets" not in raw["metadata"]
+        assert "widget-view" not in path.read_text()
+
+    def test_ran_from_top_to_bottom_in_one_go(self, path):
+        counts = [c.execution_count for c in cells(path, "code")]
+        assert counts == list(range(1, len(counts) + 1))
+
+    def test_shows_no_error_and_no_warning(self, path):
+        for cell in cells(path, "code"):
+            for output in cell.outputs:
+                assert output.output_type != "error"
+                assert output.get("name") != "stderr", output.get("text")
+                assert "Warning" not in output.get("text", "")
+
+    def test_was_run_on_real_images(self, path):
+        assert "synthetic" not in printed(path)
+
+    def test_explains_more_than_it_runs(self, path):
+        words = lambda kind: sum(len(c.source.split()) for c in cells(path, kind))   # noqa: E731
+        assert words("markdown") > words("code")
+
+    def test_every_number_that_a_seen_paragraph_quotes_was_printed(self, path):
+        text = "\n\n".join(c.source for c in cells(path, "markdown"))
+        assert "**Seen.**" in text
+        assert stale_numbers(text, printed(path)) == []
+
+
+def test_the_check_for_stale_numbers_finds_one():
+    assert stale_numbers("**Seen.** It is 1,828.6 and 0.25.", "printed 1,828.6 and 0.2500") == ["0.25"]
+
+
+def test_set_up_cell_is_the_same_everywhere_and_short():
+    setups = {cells(path, "code")[0].source for path in NOTEBOOKS}
+    assert len(setups) == 1
+    assert len(setups.pop().splitlines()) <= 8
+
+
+def test_enough_cells_are_marked_for_nbval_to_compare():
+    marked = [c for path in NOTEBOOKS for c in cells(path, "code") if "# NBVAL_CHECK_OUTPUT" in c.source]
+    assert len(marked) >= 6
+
+
+def test_set_up_cell_says_what_to_do_when_the_module_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="clone the whole repository"):
+        exec(cells(NOTEBOOKS[0], "code")[0].source, {})

@@ -1,0 +1,67 @@
+"""README.md and theory_answers.md quote numbers that figures/make.py wrote; checkpoints/ holds what was promised."""
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import vae_helpers as vae
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("make", ROOT / "figures" / "make.py")
+make = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make)
+NUMBERS = json.loads((ROOT / "figures" / "numbers.json").read_text())
+RELEASED = sorted(p.parent for p in (ROOT / "checkpoints").glob("*/model.json"))
+
+
+@pytest.mark.parametrize("path", make.TEXTS, ids=lambda p: p.name)
+def test_no_tagged_number_is_stale(path):
+    text = path.read_text()
+    assert len(make.TAG.findall(text)) >= 5
+    assert make.fill(text, NUMBERS) == text
+
+
+def test_fill_keeps_decimals_and_fails_on_unknown_names():
+    assert make.fill("x 9.99<!--a.b--> y", {"a.b": 1234.567}) == "x 1,234.57<!--a.b--> y"
+    with pytest.raises(KeyError):
+        make.fill("1<!--missing-->", {})
+
+
+def test_readme_holds_the_table_of_the_released_records():
+    assert make.results_table() in (ROOT / "README.md").read_text()
+
+
+def test_numbers_that_training_recorded_are_the_ones_in_checkpoints():
+    recorded = make.recorded()
+    assert {k: NUMBERS[k] for k in recorded} == recorded
+
+
+def test_every_figure_that_a_text_shows_is_there():
+    for path in make.TEXTS:
+        for target in __import__("re").findall(r"!\[[^\]]*\]\(([^)]+)\)", path.read_text()):
+            assert (ROOT / target).is_file(), f"{path.name} shows {target}"
+
+
+def test_released_weights_are_small():
+    assert sum(p.stat().st_size for p in (ROOT / "checkpoints").rglob("*.safetensors")) < 28e6
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda p: p.name)
+def test_released_run_is_complete_and_loads(folder):
+    config, record = vae.read_record(folder)
+    assert len(record["history"]) == config.epochs
+    assert {"data", "test", "seconds", "hardware"} <= set(record)
+    if (folder / "model.safetensors").exists():
+        model, _ = vae.load_checkpoint(folder)
+        assert vae.count_parameters(model) == record["parameters"]
+        assert torch.isfinite(vae.sample_images(model, 2)).all()
+        assert abs(record["test_half_precision"]["total_nats"] - record["test"]["total_nats"]) < 0.5
+
+
+def test_the_convolutional_model_reaches_its_target_and_beats_both_fully_connected_ones():
+    totals = {m: [vae.read_record(ROOT / "checkpoints" / f)[1]["test"]["total_nats"] for f in (n, f"{n}_seed1", f"{n}_seed2")]
+              for m, n in make.MODELS.items()}
+    assert max(totals["conv"]) <= 1830
+    assert min(totals["fc"] + totals["fc3x"]) > max(totals["conv"]) + 20

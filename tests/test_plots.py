@@ -1,0 +1,147 @@
+"""Plots: the right pictures in the right places; every figure has its title and its panels."""
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vae_helpers as vae
+
+RED, BLUE, WHITE = [255, 0, 0], [0, 0, 255], [255, 255, 255]
+
+
+def red_left_blue_right(height=4, width=6):
+    """uint8 (3, H, W), top row black, so that turning, mirroring or reshaping it shows."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[0, 1:, :width // 2] = 255
+    image[2, 1:, width // 2:] = 255
+    return image
+
+
+# ── image_grid ──────────────────────────────────────────────────────────────────────────────────
+
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_a_grid_keeps_every_image_upright_and_in_its_place(kind):
+    """Channels are moved, not reshaped: .view(H, W, 3) would scramble this picture."""
+    images = torch.stack([red_left_blue_right(), torch.full((3, 4, 6), 128, dtype=torch.uint8), red_left_blue_right().flip(2)])
+    grid = vae.image_grid(images if kind == "uint8" else images / 255, columns=2, pad=1)
+    assert grid.shape == (1 + 2 * 5, 1 + 2 * 7, 3) and grid.dtype == np.uint8
+    first, second, third = grid[1:5, 1:7], grid[1:5, 8:14], grid[6:10, 1:7]   # row by row, a white line between
+    assert np.array_equal(first, images[0].permute(1, 2, 0).numpy())
+    assert first[3, 0].tolist() == RED and first[3, 5].tolist() == BLUE and first[0].max() == 0
+    assert (second == 128).all()
+    assert third[3, 0].tolist() == BLUE
+    assert grid[0, 0].tolist() == grid[5, 3].tolist() == WHITE
+
+
+def test_a_grid_of_grey_images_is_grey():
+    images = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 2, 2).expand(2, 1, 2, 2) * 60
+    grid = vae.image_grid(images, pad=0)
+    assert grid.shape == (2, 4, 3)
+    assert (grid == grid[..., :1]).all() and grid[:, :2, 0].tolist() == [[0, 60], [120, 180]]
+
+
+def test_a_grid_changes_no_value():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 1, 16, 16)
+    for images in (values, values / 255):
+        assert np.array_equal(vae.image_grid(images, pad=0)[:, :16, 0], values[0, 0].numpy())
+
+
+@pytest.mark.parametrize("size, scale", [(32, 3), (64, 1), (128, 1)])
+def test_a_saved_grid_enlarges_small_images_pixel_by_pixel(tmp_path, size, scale):
+    images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
+    path = vae.save_image_grid(images, tmp_path / "grid.png", columns=3)
+    picture = np.asarray(Image.open(path))
+    assert picture.shape == ((2 + 2 * (size + 2)) * scale, (2 + 3 * (size + 2)) * scale, 3)
+    assert np.array_equal(picture[::scale, ::scale], vae.image_grid(images, 3))
+
+
+# ── Figures ─────────────────────────────────────────────────────────────────────────────────────
+
+ROW = {f"{s}_{part}_nats": 5.0 for s in ("train", "val") for part in ("reconstruction", "kl", "total")}
+HISTORY = [{"epoch": epoch, **ROW} for epoch in (1, 2, 3)]
+STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+FIGURES = {   # name: (make a figure from a model and images, its panels)
+    "plot_rows": (lambda m, x: vae.plot_rows({"a": STRIP, "b": STRIP[:3]}, "TITLE", ["1", "2"]), 2),
+    "plot_grid": (lambda m, x: vae.plot_grid(STRIP, "TITLE", columns=3), 1),
+    "plot_history": (lambda m, x: vae.plot_history({"conv": HISTORY, "fc": HISTORY[:1]}, "TITLE"), 3),
+    "plot_reconstructions": (lambda m, x: vae.plot_reconstructions({"a": m, "b": m}, x[:4], "TITLE"), 3),
+    "plot_samples": (lambda m, x: vae.plot_samples({"a": m, "b": m}, torch.zeros(4, 4), "TITLE"), 2),
+    "display_interpolated_images": (lambda m, x: vae.display_interpolated_images(STRIP, title="TITLE"), 1),
+    "plot_along_path": (lambda m, x: vae.plot_along_path({"a": torch.arange(5)}, "TITLE", "distance", {"mean": 2.0}), 1),
+    "plot_aggregate_posterior": (lambda m, x: vae.plot_aggregate_posterior(vae.aggregate_posterior(m, x), "TITLE"), 3),
+    "plot_rate_distortion": (lambda m, x: vae.plot_rate_distortion(
+        {"a": {"kl_nats": 3.0, "reconstruction_nats": 9.0}, "b": {"kl_nats": 30.0, "reconstruction_nats": 5.0}}, "TITLE"), 1),
+}
+
+
+def test_every_figure_function_of_the_module_is_tested_here():
+    found = {name for name in dir(vae) if name.startswith(("plot_", "display_"))}
+    assert found == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_has_its_title_and_panels_and_can_be_drawn(model, shapes, name, tmp_path):
+    make, panels = FIGURES[name]
+    fig = make(model, shapes.test.images)
+    titles = [fig.get_suptitle()] + [ax.get_title() for ax in fig.axes]
+    assert isinstance(fig, plt.Figure) and len(fig.axes) == panels
+    assert any(title.startswith("TITLE") for title in titles)
+    fig.savefig(tmp_path / "figure.png", dpi=40)
+    assert np.asarray(Image.open(tmp_path / "figure.png").convert("L")).std() > 5   # something is on it
+
+
+def test_rows_show_their_images_under_their_names():
+    fig = vae.plot_rows({"first": STRIP, "second": STRIP.flip(0)}, "T")
+    assert [ax.get_ylabel() for ax in fig.axes] == ["first", "second"]
+    assert np.array_equal(fig.axes[0].images[0].get_array(), vae.image_grid(STRIP))
+
+
+def test_reconstructions_show_the_originals_first_and_each_model_at_its_mean(model, shapes):
+    images = shapes.test.images[:4]
+    fig = vae.plot_reconstructions({"conv": model}, images, "T")
+    shown = [ax.images[0].get_array() for ax in fig.axes]
+    with torch.no_grad():
+        x_hat = torch.sigmoid(model.decoder(model.encoder(images / 255)[0]))
+    assert [ax.get_ylabel() for ax in fig.axes] == ["original", "conv"]
+    assert np.array_equal(shown[0], vae.image_grid(images))
+    assert np.abs(shown[1].astype(int) - vae.image_grid(x_hat)).max() <= 1
+
+
+def test_interpolations_are_shown_between_the_two_originals_with_their_positions():
+    a, b = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    fig = vae.display_interpolated_images({"linear": STRIP, "spherical": STRIP}, (a, b), "T")
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["original", "0", "0.25", "0.5", "0.75", "1", "original"]
+    expected = torch.cat([torch.zeros(1, 3, 8, 8), STRIP, torch.ones(1, 3, 8, 8)])
+    assert all(np.array_equal(ax.images[0].get_array(), vae.image_grid(expected)) for ax in fig.axes)
+
+
+def test_column_labels_stand_over_the_middle_of_their_images():
+    fig = vae.plot_rows({"a": STRIP}, "T", ["1", "2", "3", "4", "5"])
+    middles = [2 + i * 10 + 3.5 for i in range(5)]   # images of 8 pixels, 2 between; pixel centres are whole numbers
+    assert np.abs(fig.axes[0].get_xticks() - middles).max() <= 1
+
+
+def test_a_history_shows_validation_and_training_of_every_model():
+    rows = [{"epoch": e, **{k: (1 if k.startswith("val") else 2) * v * e for k, v in ROW.items()}} for e in (1, 2)]
+    fig = vae.plot_history({"conv": rows, "fc": rows}, "T")
+    for ax in fig.axes:
+        solid, dashed = ax.lines[:2]
+        assert len(ax.lines) == 4
+        assert list(solid.get_ydata()) == [5, 10] and solid.get_linestyle() == "-"
+        assert list(dashed.get_ydata()) == [10, 20] and dashed.get_linestyle() == "--"
+
+
+# ── Tables ──────────────────────────────────────────────────────────────────────────────────────
+
+def test_a_markdown_table_has_a_row_per_entry_and_its_first_column_left():
+    assert vae.markdown_table([{"model": "conv", "nats": 1}, {"model": "fc", "nats": 2.5}]) == \
+        "| model | nats |\n| :-- | --: |\n| conv | 1 |\n| fc | 2.5 |"
+
+
+@pytest.mark.parametrize("values, digits, text", [([1, 2, 3], 1, "2.0 ± 1.0"), ([1234.56], 1, "1,234.6"), ([0.5, 0.5], 3, "0.500 ± 0.000")])
+def test_mean_and_sd_uses_the_sample_standard_deviation(values, digits, text):
+    assert vae.mean_and_sd(values, digits) == text
