@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import vae_helpers as vae
 
@@ -28,6 +29,21 @@ def parser() -> argparse.ArgumentParser:
                    help="also write the samples, reconstructions and midpoints as .npz (arr_0, uint8, N x H x W x C), "
                         "as tools that measure FID read them")
     return p
+
+
+def newest_run() -> Path:
+    """The run folder written last. Raises CheckpointError when there is none."""
+    runs = sorted(vae.runs_root().glob("*/model.json"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise vae.CheckpointError(f"There is no run in {vae.runs_root()} yet: python train.py makes one.")
+    return runs[-1].parent
+
+
+def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
+    """Images (N, C, H, W) as one PNG, each pixel enlarged so that small images can be seen."""
+    picture = Image.fromarray(vae.image_grid(images, columns))
+    scale = max(1, 96 // images.shape[-1])
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
 
 
 def midpoints(model: vae.VAE, images: torch.Tensor, n: int) -> torch.Tensor:
@@ -49,7 +65,9 @@ def main(argv: list[str] | None = None) -> dict:
     for name in ("num_samples", "num_interpolations"):
         if getattr(args, name) < (least := 1 if name == "num_samples" else 2):
             raise vae.VAEError(f"--{name} must be at least {least}, not {getattr(args, name)}.")
-    folder = args.run or vae.newest_run()
+    if abs(args.seed) >= 2 ** 63:
+        raise vae.VAEError(f"--seed must be a whole number of at most 63 bits, not {args.seed}.")
+    folder = args.run or newest_run()
     model, record = vae.load_checkpoint(folder)
     config = model.config
     data = vae.load_dataset(config.dataset, image_size=config.image_size, data_dir=args.data_dir or config.data_dir)
@@ -68,12 +86,14 @@ def main(argv: list[str] | None = None) -> dict:
                "test": vae.evaluate(model, test)}
     shown = min(n, 64)
     pairs = torch.stack([originals[:shown].float() / 255, reconstructions[:shown]], dim=1).flatten(0, 1)
-    vae.save_image_grid(pairs, out / "reconstructions.png", columns=16 if shown >= 8 else 2 * shown)
-    vae.save_image_grid(samples[:shown], out / "samples.png", columns=min(shown, 8))
+    save_grid(pairs, out / "reconstructions.png", columns=16 if shown >= 8 else 2 * shown)
+    save_grid(samples[:shown], out / "samples.png", columns=min(shown, 8))
     ends = [(test[i], test[-1 - i]) for i in range(min(5, len(test) // 2))]
-    strips = [vae.interpolate_images(model, a, b, args.num_interpolations, method) for a, b in ends for method in ("linear", "spherical")]
-    vae.save_image_grid(torch.cat(strips), out / "interpolations.png", columns=args.num_interpolations)
-    vae.plot_history({folder.name: record["history"]}, f"{data.title}, {config.arch} {config.model}").savefig(out / "losses.png", dpi=120)
+    if ends:   # one test image has nothing to be interpolated with
+        strips = [vae.interpolate_images(model, a, b, args.num_interpolations, method) for a, b in ends for method in ("linear", "spherical")]
+        save_grid(torch.cat(strips), out / "interpolations.png", columns=args.num_interpolations)
+    if "history" in record:
+        vae.plot_history({folder.name: record["history"]}, f"{data.title}, {config.arch} {config.model}").savefig(out / "losses.png", dpi=120)
     if args.npz:
         for name, images in (("samples", samples), ("reconstructions", reconstructions), ("midpoints", middle)):
             save_npz(images, out / f"{name}.npz")

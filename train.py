@@ -12,8 +12,6 @@ from pathlib import Path
 
 import vae_helpers as vae
 
-FROM_DATA = ("image_size", "channels")   # known once the images are loaded
-
 
 def parser() -> argparse.ArgumentParser:
     """One flag per field of vae_helpers.Config, with the help text that stands there."""
@@ -21,9 +19,9 @@ def parser() -> argparse.ArgumentParser:
                                 usage="python train.py [--FLAG VALUE …]")
     kinds = {"int": int, "int | None": int, "float": float}
     for f in dataclasses.fields(vae.Config):
-        if f.name == "channels":
+        if f.name == "channels":   # known once the images are loaded
             continue
-        shown = f" (default {f.default})" if f.default is not None and f.name not in ("dataset", *FROM_DATA) else ""
+        shown = f" (default {f.default})" if f.default is not None and f.name != "dataset" else ""
         if f.name == "dataset":
             shown = " (when not given: cifar10, or the drawn shapes where that cannot be had)"
         # every default is None here, so that only what was typed is handed on
@@ -38,8 +36,13 @@ def main(argv: list[str] | None = None) -> vae.Run:
     """Parse, train, save; returns the run. Raises VAEError on what the user can mend."""
     given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
     out = given.pop("out", None)
+    if "data_dir" in given:
+        given.setdefault("dataset", "folder")
+    named = "dataset" in given
     vae.Config(**given)                  # a wrong value is told before any image is loaded
-    data = vae.load_dataset(given.pop("dataset", "cifar10"), data_dir=given.get("data_dir"), or_shapes="dataset" not in given,
+    if out and out.exists() and not out.is_dir():
+        raise vae.VAEError(f"--out {out} is a file: name a folder.")
+    data = vae.load_dataset(given.pop("dataset", "cifar10"), data_dir=given.get("data_dir"), or_shapes=not named,
                             image_size=given.pop("image_size", None), max_images=given.get("max_images"))
     config = vae.config_for(data, **given)
     out = out or vae.runs_root() / config.run_name

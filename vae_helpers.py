@@ -70,9 +70,9 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def fast_mode() -> bool:
-    """True under VAE_FAST=1: one epoch, a small subset, and never a download."""
-    return os.environ.get("VAE_FAST", "0") not in ("", "0")
+def switched_on(name: str) -> bool:
+    """Whether an environment variable is set to anything but 0. VAE_FAST=1: one epoch, few images, never a download."""
+    return os.environ.get(name, "0") not in ("", "0")
 
 
 def data_root() -> Path:
@@ -87,14 +87,17 @@ def runs_root() -> Path:
 
 def get_device() -> torch.device:
     """The one place that names a device: $VAE_DEVICE, else CUDA, else Apple's MPS, else the CPU."""
-    if os.environ.get("VAE_DEVICE"):
-        return torch.device(os.environ["VAE_DEVICE"])
+    if name := os.environ.get("VAE_DEVICE"):
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise VAEError(f"VAE_DEVICE must name a device, like cpu, cuda or mps, not {name!r}.") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-DATASETS = ("cifar10", "celeba", "mnist", "fashion_mnist", "folder", "shapes")
+DATASETS = {"cifar10": 32, "celeba": 64, "mnist": 28, "fashion_mnist": 28, "folder": 64, "shapes": 32}   # own image size
 
 
 def option(default, help: str, choices: Sequence | None = None):
@@ -109,10 +112,10 @@ class Config:
     Raises VAEError when a value cannot work.
     """
 
-    dataset: str = option("cifar10", "which images to learn", DATASETS)
+    dataset: str = option("cifar10", "which images to learn", tuple(DATASETS))
     data_dir: str | None = option(None, "the folder or zip with your images (for --dataset folder)")
     max_images: int | None = option(None, "train on at most this many images; all of them when not given")
-    image_size: int = option(32, "height and width in pixels; when not given, the data set's own")
+    image_size: int | None = option(None, "height and width in pixels; when not given, the data set's own")
     channels: int = option(3, "1 for grey, 3 for RGB; follows from the data", (1, 3))
 
     model: str = option("vae", "vae samples z and pays for its KL; ae is the plain autoencoder: z = mu, no KL", ("vae", "ae"))
@@ -140,6 +143,8 @@ class Config:
             self._set(likelihood="squared_error" if self.dataset == "celeba" else "bernoulli")
         if self.model == "ae":
             self._set(beta=0.0)   # an autoencoder has no KL term
+        if self.image_size is None:
+            self._set(image_size=DATASETS.get(self.dataset))
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
@@ -148,17 +153,19 @@ class Config:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise VAEError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise VAEError(f"lr must be a number above 0, not {self.lr!r}.")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
+        if not (isinstance(self.beta, (int, float)) and 0 <= self.beta < math.inf):
             raise VAEError(f"beta must be a number of at least 0, not {self.beta!r}.")
+        if not (isinstance(self.seed, int) and abs(self.seed) < 2 ** 63):
+            raise VAEError(f"seed must be a whole number of at most 63 bits, not {self.seed!r}.")
+        self._set(lr=float(self.lr), beta=float(self.beta))   # 4 and 4.0 are one config and one run_name
         if self.width is None:
             self._set(width=32 if self.arch == "conv" else 512)
         if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4
             self._set(depth=max(1, int(math.log2(self.image_size / 4))) if self.arch == "conv" else 2)
         if self.arch == "conv" and self.image_size >> self.depth < 1:
-            raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: "
-                           f"use depth {int(math.log2(self.image_size))} or less.")
+            raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: use a smaller depth or larger images.")
         if self.arch == "fc" and self.width >> (self.depth - 1) < 1:
             raise VAEError(f"{self.depth} hidden layers, each half as wide as the one before, need a width of at "
                            f"least {1 << (self.depth - 1)}, not {self.width}.")
@@ -246,29 +253,27 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
     """
     if name not in DATASETS:
         raise VAEError(f"Unknown dataset {name!r}: choose one of {', '.join(DATASETS)}.")
-    own_size = {"cifar10": 32, "shapes": 32, "mnist": 28, "fashion_mnist": 28}.get(name, 64)
-    size = image_size or own_size
+    size, download = image_size or DATASETS[name], download and not switched_on("VAE_FAST")
     try:
         if name == "shapes":
             data = _load_shapes(size)
         elif name == "folder":
             data = _load_folder(data_dir, size)
         elif name == "celeba":
-            data = _load_celeba(size, download and not fast_mode())
+            data = _load_celeba(size, download)
         else:
-            data = _load_classes(name, size, download and not fast_mode())
+            data = _load_classes(name, size, download)
     except DatasetUnavailable as err:
         if not or_shapes:
             raise
         print(f"{'=' * 100}\n{err}\n\n>>> Going on with `shapes`, images that are drawn on the fly. "
               f"What is written about {name} elsewhere does not hold for them.\n{'=' * 100}")
         data = _load_shapes(size)
-    limits = FAST_SIZES if fast_mode() else (None, None, None)
-    limits = (min(filter(None, (limits[0], max_images)), default=None), *limits[1:])
-    full = len(data.train.images)
-    splits = [Split(s.images[:n], s.labels[:n]) for s, n in zip((data.train, data.val, data.test), limits)]
-    title = data.title if len(splits[0].images) == full else f"{data.title}, {len(splits[0].images):,} training images"
-    return dataclasses.replace(data, title=title, train=splits[0], val=splits[1], test=splits[2])
+    n = min(len(data.train.images), max_images or len(data.train.images))
+    if n < len(data.train.images) or switched_on("VAE_FAST"):
+        train = Split(data.train.images[:n], data.train.labels[:n])
+        data = dataclasses.replace(data, train=train, title=f"{data.title}, {n:,} training images")
+    return data
 
 
 def import_torchvision():
@@ -292,54 +297,56 @@ def import_torchvision():
     return torchvision
 
 
+def _first_that_works(title: str, attempts: dict[str, Callable[[], ImageData]], download: Callable | None, way_out: str) -> ImageData:
+    """The result of the first attempt that succeeds, the download last. Raises DatasetUnavailable, with all that was tried."""
+    tried = []
+    for where, attempt in {**attempts, "download": download}.items():
+        try:
+            if attempt is None:
+                raise DatasetUnavailable("not allowed here")
+            return attempt()
+        except Exception as err:   # damaged files, a network that refuses, hangs up or hands out an error page: told below
+            tried.append(f"  - {where}: {_first_line(err)}")
+    raise DatasetUnavailable(
+        f"{title} is not here. Tried:\n" + "\n".join(tried) + f"\nThree ways out:\n  1. {way_out};\n"
+        "  2. set VAE_DATA to the folder that holds it, or run again with a network connection and without VAE_FAST;\n"
+        "  3. use the images that are drawn on the fly: dataset `shapes`.")
+
+
 def _load_classes(name: str, size: int, download: bool) -> ImageData:
-    """CIFAR-10, MNIST or Fashion-MNIST, from the first place that has it."""
-    class_name, title, found_by = {
+    """CIFAR-10, MNIST or Fashion-MNIST: torchvision's own files, NAME.zip, a folder NAME, torchvision's download."""
+    class_name, title, own_files = {
         "cifar10": ("CIFAR10", "CIFAR-10", "cifar-10-batches-py"),
         "mnist": ("MNIST", "MNIST", "MNIST/raw"),
         "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "FashionMNIST/raw")}[name]
-    root, tried = data_root(), []
-    dataset = getattr(import_torchvision().datasets, class_name)
+    root, dataset = data_root(), getattr(import_torchvision().datasets, class_name)
 
-    def torchvision_splits(fetch: bool) -> ImageData:
+    def from_torchvision(fetch: bool) -> ImageData:
+        if not fetch and not (root / own_files).is_dir():
+            raise DatasetUnavailable("not there")
         train, test = dataset(str(root), train=True, download=fetch), dataset(str(root), train=False, download=fetch)
-        n = len(train)
-        images = torch.cat([_as_nchw(train.data), _as_nchw(test.data)])
+        nhwc = [torch.as_tensor(part.data).reshape(len(part.data), *part.data.shape[1:3], -1) for part in (train, test)]
+        images = torch.cat(nhwc).permute(0, 3, 1, 2)
         labels = torch.cat([torch.as_tensor(train.targets), torch.as_tensor(test.targets)])
-        order, counts = _assign_splits(["train"] * n + ["test"] * len(test))
-        return _image_data(name, title, _resize(images[order], size), labels[order], counts, tuple(train.classes))
+        order, counts = _assign_splits(["train"] * len(train.data) + ["test"] * len(test.data))
+        images = images[order].contiguous()
+        if images.shape[-1] != size:
+            images = import_torchvision().transforms.functional.resize(images, [size, size], antialias=True)
+        return _image_data(name, title, images, labels[order], counts, train.classes)
 
-    if (root / found_by).is_dir():
-        try:
-            return torchvision_splits(fetch=False)
-        except (RuntimeError, OSError, ValueError) as err:
-            tried.append(f"{root / found_by}: {_first_line(err)}")
-    else:
-        tried.append(f"{root / found_by} (torchvision's layout): not there")
-    for path in (root / f"{name}.zip", root / name):
-        if not path.exists():
-            tried.append(f"{path}: not there")
-            continue
-        return _load_tree(name, title, path, size)
-    if download:
-        try:
-            return torchvision_splits(fetch=True)
-        except Exception as err:   # whatever a network can do: refuse, hang up, hand out an error page
-            tried.append(f"download: {_first_line(err)}")
-    else:
-        tried.append("download: not allowed in this mode")
-    raise _unavailable(title, tried, f"put torchvision's files or {name}.zip "
-                       "(images as {train,test}/<class>/…) into " + str(root))
+    attempts = {f"{root / own_files} (torchvision's files)": lambda: from_torchvision(fetch=False)}
+    attempts |= {str(path): lambda path=path: _load_tree(name, title, path, size) for path in (root / f"{name}.zip", root / name)}
+    return _first_that_works(title, attempts, (lambda: from_torchvision(fetch=True)) if download else None,
+                             f"put torchvision's files or {name}.zip (images as {{train,test}}/<class>/…) into {root}")
 
 
 def _load_folder(data_dir: str | os.PathLike | None, size: int) -> ImageData:
     if data_dir is None:
         raise VAEError("--dataset folder needs --data_dir: the folder or zip with your images, for example data/NAME.")
-    path = Path(data_dir)
-    if not path.exists():
-        raise DatasetUnavailable(f"There is no folder or zip {path}: put your images there or name another place "
-                                 "with --data_dir.")
-    return _load_tree("folder", path.stem, path, size)
+    try:
+        return _load_tree("folder", Path(data_dir).stem, Path(data_dir), size)
+    except DatasetUnavailable as err:
+        raise DatasetUnavailable(f"{data_dir}: {err}. Put your images there, or name another place with --data_dir.") from None
 
 
 def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
@@ -347,70 +354,52 @@ def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
     files = _Files(path)
     parts = {n: n.split("/") for n in files.names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
     if not parts:
-        raise DatasetUnavailable(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): put some there or "
-                                 "name another place with --data_dir.")
-    while len(first := {p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1 \
-            and not first & {"train", "test"}:
+        raise DatasetUnavailable(f"no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
         parts = {n: p[1:] for n, p in parts.items()}   # a folder that holds everything says nothing
-    splits_named = {p[0] for p in parts.values()} >= {"train", "test"}
     known = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    entries = []   # (file name, split or "", class)
-    for file_name, p in parts.items():
-        split = known.get(p[0], "") if splits_named else ""
-        rest = p[1:] if split else p
-        if split or not splits_named:
-            entries.append((file_name, split, rest[0] if len(rest) > 1 else ""))
+    if {p[0] for p in parts.values()} >= {"train", "test"}:
+        entries = [(n, known[p[0]], p[1:]) for n, p in parts.items() if p[0] in known]
+    else:
+        entries = [(n, "", p) for n, p in parts.items()]
     if len(entries) < 3:
-        raise DatasetUnavailable(f"{path} holds {len(entries)} image(s), and train, validation and test need one each: "
-                                 "add some.")
-    classes = tuple(sorted({c for _, _, c in entries}))
-    order, _ = _assign_splits([s for _, s, _ in entries])
-    labels = torch.tensor([classes.index(c) for _, _, c in entries])
-    if name == "cifar10" and any(Path(n).suffix.lower() in (".jpg", ".jpeg") for n in parts):
+        raise DatasetUnavailable(f"{len(entries)} image(s) there, and train, validation and test need one each")
+    names, splits, rests = zip(*entries)
+    classes = sorted({p[0] if len(p) > 1 else "" for p in rests})
+    labels = torch.tensor([classes.index(p[0] if len(p) > 1 else "") for p in rests])
+    if name == "cifar10" and any(n.lower().endswith((".jpg", ".jpeg")) for n in names):
         title += " (JPEG copy)"
-    images, labels, counts = _decoded(files, [e[0] for e in entries], labels, order, [s for _, s, _ in entries], size,
-                                      crop=None)
+    images, labels, counts = _decoded(files, names, labels, splits, size, crop=None)
     return _image_data(name, title, images, labels, counts, classes)
 
 
 def _load_celeba(size: int, download: bool) -> ImageData:
-    """CelebA in its official files, in Kaggle's, whole or a subset; attributes as bool (N, 40)."""
-    root, tried = data_root(), []
-    for attempt in ("local", "download"):
-        if attempt == "download":
-            if not download:
-                tried.append("download: not allowed in this mode")
-                break
-            try:
-                import_torchvision().datasets.CelebA(str(root), download=True)
-            except Exception as err:   # a network, a quota, a missing gdown
-                tried.append(f"download: {_first_line(err)}")
-                break
-        for path in (root / "celeba" / "img_align_celeba", root / "celeba" / "img_align_celeba.zip",
-                     root / "celeba", root / "celeba.zip"):
-            if not path.exists():
-                tried.append(f"{path}: not there")
-                continue
-            files = _Files(path)
-            beside = files if path.suffix == ".zip" and path.stem == "celeba" else _Files(root / "celeba")
-            try:
-                return _read_celeba(files, beside, size)
-            except DatasetUnavailable as err:
-                tried.append(f"{path}: {err}")
-    raise _unavailable("CelebA", list(dict.fromkeys(tried)),
-                       f"put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's folder and "
-                       f".csv) into {root / 'celeba'}; the official download often has its daily quota used up, "
-                       "Kaggle's copy has none")
+    """CelebA in its official files or in Kaggle's, whole or a subset; attributes as bool (N, 40)."""
+    root = data_root()
+    folder, archive = root / "celeba", root / "celeba.zip"
+
+    def fetch() -> ImageData:
+        import_torchvision().datasets.CelebA(str(root), download=True)
+        return _read_celeba(folder / "img_align_celeba", folder, size)
+
+    places = {path: folder for path in (folder / "img_align_celeba", folder / "img_align_celeba.zip", folder)} | {archive: archive}
+    attempts = {str(path): lambda path=path, beside=beside: _read_celeba(path, beside, size) for path, beside in places.items()}
+    return _first_that_works("CelebA", attempts, fetch if download else None,
+                             f"put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's folder and .csv) "
+                             f"into {folder}; when the official download's daily quota is used up, Kaggle's copy has none")
 
 
-def _read_celeba(files: _Files, beside: _Files, size: int) -> ImageData:
+def _read_celeba(path: Path, tables: Path, size: int) -> ImageData:
+    """The images in a folder or zip, with the attribute and partition tables of another (or the same) one."""
+    files = _Files(path)
+    tables = files if tables == path else _Files(tables)
     names = {n.rsplit("/", 1)[-1]: n for n in files.names if n.lower().endswith((".jpg", ".png"))}
     if not names:
         raise DatasetUnavailable("no images in it")
-    columns, rows = _celeba_table(beside, "list_attr_celeba")
+    columns, rows = _celeba_table(tables, "list_attr_celeba")
     if not columns:
         raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
-    _, partition = _celeba_table(beside, "list_eval_partition")
+    _, partition = _celeba_table(tables, "list_eval_partition")
     both = [n for n in sorted(names) if n in rows]
     if len(both) < 3:
         raise DatasetUnavailable("its images are not the ones in list_attr_celeba")
@@ -419,12 +408,10 @@ def _read_celeba(files: _Files, beside: _Files, size: int) -> ImageData:
     splits = [{0: "train", 1: "val", 2: "test"}.get(partition[n][0], "") if n in partition else "" for n in both]
     if not {"train", "test"} <= set(splits):   # no partition file, or a subset that lies in one part of it
         splits = [""] * len(both)
-    order, _ = _assign_splits(splits)
     attributes = torch.tensor([rows[n] for n in both]) > 0
-    images, attributes, counts = _decoded(files, [names[n] for n in both], attributes, order, splits, size,
+    images, attributes, counts = _decoded(files, [names[n] for n in both], attributes, splits, size,
                                           crop=148 / 178)   # the usual 148-pixel square of the 178x218 images
-    total = sum(counts)
-    title = "CelebA" if total == 202_599 else f"CelebA ({total:,} images)"
+    title = "CelebA" if len(both) == 202_599 else f"CelebA ({len(both):,} images)"
     return _image_data("celeba", title, images, attributes, counts, columns)
 
 
@@ -449,14 +436,14 @@ class _Files:
     def __init__(self, path: Path):
         self.path, self.zip = path, None
         if not path.exists():
-            self.names = []
-        elif path.is_dir():
+            raise DatasetUnavailable("not there")
+        if path.is_dir():
             self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
         else:
             try:
                 self.zip = zipfile.ZipFile(path)
             except (zipfile.BadZipFile, OSError) as err:
-                raise DatasetUnavailable(f"{path} is not a readable zip ({_first_line(err)}): get it again.") from None
+                raise DatasetUnavailable(f"not a readable zip ({_first_line(err)}), get it again") from None
             self.names = sorted(n for n in self.zip.namelist() if not n.endswith("/") and "__MACOSX" not in n)
 
     def read(self, name: str) -> bytes:
@@ -469,11 +456,12 @@ class _Files:
         return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def _assign_splits(named: list[str]) -> tuple[Tensor, list[int]]:
+def _assign_splits(named: Sequence[str]) -> tuple[Tensor, list[int]]:
     """Indices ordered train, validation, test, each shuffled with the fixed seed, and the three counts.
 
     Where the source names train and test only, a tenth of train (at most 5,000) becomes validation; where it names
-    nothing, the images are dealt 80/10/10. Shuffling makes the first k images of a split a fair sample of it.
+    nothing, the images are dealt 80/10/10. Shuffling makes the first k images of a split a fair sample of it: VAE_FAST=1
+    keeps FAST_SIZES of them.
     """
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     shuffled = torch.randperm(len(named), generator=generator).tolist()
@@ -485,14 +473,19 @@ def _assign_splits(named: list[str]) -> tuple[Tensor, list[int]]:
         held = min(5000, max(1, len(groups["train"]) // 10))
         groups["val"], groups["train"] = groups["train"][:held], groups["train"][held:]
     parts = [groups["train"], groups["val"], groups["test"]]
+    if switched_on("VAE_FAST"):
+        parts = [part[:size] for part, size in zip(parts, FAST_SIZES)]
     return torch.tensor(sum(parts, [])), [len(p) for p in parts]
 
 
-def _decoded(files: _Files, names: list[str], labels: Tensor, order: Tensor, named_splits: list[str], size: int,
+def _decoded(files: _Files, names: Sequence[str], labels: Tensor, splits: Sequence[str], size: int,
              crop: float | None) -> tuple[Tensor, Tensor, list[int]]:
-    """Decode images in the given order, or take them from the cache. Broken files are named, skipped, counted."""
-    _, counts = _assign_splits(named_splits)
-    key = hashlib.sha256(repr((CACHE_VERSION, files.signature(), size, crop, counts)).encode()).hexdigest()
+    """Images and labels ordered train, validation, test, and the counts; decoded, or taken from the cache.
+
+    Files that cannot be read as images are named, skipped and counted.
+    """
+    order, counts = _assign_splits(splits)
+    key = hashlib.sha256(repr((CACHE_VERSION, files.signature(), size, crop, counts, list(names), list(splits))).encode()).hexdigest()
     path = Path(os.environ.get("VAE_CACHE") or Path.home() / ".cache" / "vae_helpers") / f"{key[:32]}.safetensors"
     cached = _read_cache(path, key)
     if cached is None:
@@ -511,10 +504,11 @@ def _decoded(files: _Files, names: list[str], labels: Tensor, order: Tensor, nam
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in tqdm(pool.map(decode, chunks), total=len(chunks), desc=f"decoding {files.path.name}", leave=False):
                 pass
-        colours = slice(0, 1) if grey[good].all() else slice(None)
+        images = images if good.all() else images[good]
+        images = images[:, :1].copy() if grey[good].all() else images
         which = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))   # the split of each row
         keep = torch.from_numpy(good)
-        cached = ({"images": torch.from_numpy(images[good][:, colours].copy()), "index": order[keep], "which": which[keep]},
+        cached = ({"images": torch.from_numpy(images), "index": order[keep], "which": which[keep]},
                   sorted(names[i] for i in order[~keep]))
         _write_cache(path, key, *cached)
     tensors, broken = cached
@@ -523,7 +517,7 @@ def _decoded(files: _Files, names: list[str], labels: Tensor, order: Tensor, nam
         print(f"{files.path}: {len(broken)} of {len(names)} files could not be read as images and are skipped: {shown}")
     counts = torch.bincount(tensors["which"], minlength=3).tolist()
     if min(counts) < 1:
-        raise DatasetUnavailable(f"{files.path} holds too few readable images: train, validation and test need one each.")
+        raise DatasetUnavailable("too few readable images: train, validation and test need one each")
     return tensors["images"], labels[tensors["index"]], counts
 
 
@@ -534,7 +528,9 @@ def _decode(raw: bytes, size: int, crop: float | None) -> tuple[np.ndarray, bool
     """
     image = Image.open(io.BytesIO(raw))
     image = ImageOps.exif_transpose(image)
-    grey = image.mode in ("1", "L", "LA", "I;16", "I", "F")
+    grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+    if image.mode.startswith("I;16"):       # 16 bits: Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     side = round(image.width * crop) if crop else min(image.size)
     side = min(side, *image.size)
@@ -559,7 +555,7 @@ def _write_cache(path: Path, key: str, tensors: dict[str, Tensor], broken: list[
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(path, lambda p: safetensors.torch.save_file(tensors, p, {"key": key, "broken": json.dumps(broken)}))
-    except OSError as err:
+    except (OSError, safetensors.SafetensorError) as err:
         print(f"The decoded images could not be cached in {path.parent} ({_first_line(err)}); they are decoded again next time.")
 
 
@@ -579,30 +575,8 @@ def _image_data(name, title, images, labels, counts, label_names) -> ImageData:
     return ImageData(name, title, *splits, label_names=tuple(label_names))
 
 
-def _as_nchw(array) -> Tensor:
-    """torchvision's (N, H, W) or (N, H, W, C) uint8 → (N, C, H, W)."""
-    t = torch.as_tensor(array)
-    return t.unsqueeze(1) if t.ndim == 3 else t.permute(0, 3, 1, 2).contiguous()
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    """uint8 (N, C, H, W) → (N, C, size, size)."""
-    if images.shape[-1] == size:
-        return images
-    chunks = [F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-              for c in images.split(1000)]
-    return torch.cat(chunks)
-
-
 def _first_line(err: BaseException) -> str:
     return (str(err).strip().splitlines() or [type(err).__name__])[0][:200]
-
-
-def _unavailable(title: str, tried: list[str], local_way: str) -> DatasetUnavailable:
-    return DatasetUnavailable(
-        f"{title} is not here. Tried:\n" + "\n".join(f"  - {t}" for t in tried) +
-        f"\nThree ways out:\n  1. {local_way};\n  2. set VAE_DATA to the folder that holds it, or run again with a "
-        "network connection and without VAE_FAST;\n  3. use the images that are drawn on the fly: dataset `shapes`.")
 
 
 SHAPE_FACTORS = {"shape": 3, "hue": 10, "background_hue": 10, "size": 4, "x": 8, "y": 8, "rotation": 8}
@@ -635,11 +609,14 @@ def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
 
 
 def _load_shapes(size: int) -> ImageData:
-    counts = FAST_SIZES if fast_mode() else (4000, 500, 1000)   # training takes minutes on two CPU cores
+    counts = (4000, 500, 1000)   # training takes minutes on two CPU cores
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     sizes = torch.tensor(list(SHAPE_FACTORS.values()))
     combinations = int(sizes.prod())   # 614,400: distinct ones, so that the splits share no image
     chosen = torch.randperm(combinations, generator=generator)[:sum(counts)]
+    if switched_on("VAE_FAST"):    # the first of each split, so that no test image is one that a full run trained on
+        chosen = torch.cat([part[:n] for part, n in zip(chosen.split(counts), FAST_SIZES)])
+        counts = FAST_SIZES
     factors = torch.stack(torch.unravel_index(chosen, tuple(sizes.tolist())), dim=1)
     images = torch.cat([draw_shapes(part, size) for part in factors.split(500)])
     return _image_data("shapes", "shapes (synthetic)", images, factors, list(counts), tuple(SHAPE_FACTORS))
@@ -777,18 +754,11 @@ def build_model(config: Config) -> VAE:
 
 def config_for(data: ImageData, **choices) -> Config:
     """A Config that fits a data set; VAE_FAST=1 makes it one epoch, VAE_EPOCHS=n sets the epochs."""
-    if fast_mode():
-        choices["epochs"] = 1
-        choices["max_images"] = len(data.train.images)
-    if os.environ.get("VAE_EPOCHS"):
-        choices["epochs"] = _positive_int("VAE_EPOCHS", os.environ["VAE_EPOCHS"])
+    if switched_on("VAE_FAST"):
+        choices |= {"epochs": 1, "max_images": len(data.train.images)}
+    if epochs := os.environ.get("VAE_EPOCHS"):
+        choices["epochs"] = int(epochs) if epochs.isdecimal() else epochs   # Config refuses what is no number
     return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
-
-
-def _positive_int(name: str, text: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
-        raise VAEError(f"{name} must be a whole number of at least 1, not {text!r}.")
-    return int(text)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -982,14 +952,6 @@ def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
     return model.eval(), record
 
 
-def newest_run() -> Path:
-    """The run folder written last. Raises CheckpointError when there is none."""
-    runs = sorted(runs_root().glob("*/model.json"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise CheckpointError(f"There is no run in {runs_root()} yet: python train.py makes one.")
-    return runs[-1].parent
-
-
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Evaluation                                                                                 ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -1018,7 +980,7 @@ def evaluate(model: VAE, images: Tensor, *, seed: int = 0) -> dict[str, float]:
     if model.config.likelihood == "bernoulli":
         result |= {"floor_nats": floor / len(images), "excess_nats": result["total_nats"] - floor / len(images)}
     return result | {"mse": squared / images.numel(), "images": len(images),
-                     "active_dims": int((mu.var(0) > ACTIVE_THRESHOLD).sum())}
+                     "active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
 
 
 def encode_images(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -1045,7 +1007,7 @@ def check_images(model: VAE, images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
-    if images.dtype != torch.uint8 and (not images.is_floating_point() or images.min() < 0 or images.max() > 1):
+    if images.dtype != torch.uint8 and not (images.is_floating_point() and ((images >= 0) & (images <= 1)).all()):
         raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
 
 
@@ -1083,11 +1045,10 @@ def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> R
 
     VAE_TRAIN=1 always trains. weights=False is content with the record of a released run (its history and numbers).
     """
-    run = None if os.environ.get("VAE_TRAIN", "0") not in ("", "0") else _own_run(config, data) or _released(config, weights)
-    run = run or train_run(config, data)
-    seconds, test = run.record["seconds"], run.record["test"]
+    found = None if switched_on("VAE_TRAIN") else _own_run(config, data) or _released(config, weights)
+    run = found or train_run(config, data)
     print(f"{config.arch} {config.model}, width {config.width}, beta {config.beta:g}, seed {config.seed}: {run.origin}; "
-          f"{config.epochs} epochs in {seconds:.0f} s, test total {test['total_nats']:,.1f} nats")
+          f"{config.epochs} epochs in {run.record['seconds']:.0f} s, test total {run.record['test']['total_nats']:,.1f} nats")
     return run
 
 
@@ -1108,10 +1069,11 @@ def _released(config: Config, weights: bool) -> Run | None:
         found, record = read_record(path.parent)
         if found != config:
             continue
+        origin = f"{path.parent.name}, trained on {record['data']['title']}"
         if (path.parent / "model.safetensors").is_file():
-            return Run(config, *load_checkpoint(path.parent), f"released weights {path.parent.name}")
+            return Run(config, *load_checkpoint(path.parent), f"released weights {origin}")
         if not weights:
-            return Run(config, None, record, f"released record {path.parent.name}")
+            return Run(config, None, record, f"released record {origin}")
     return None
 
 
@@ -1212,7 +1174,7 @@ def sample_latents(n: int, latent_dim: int, *, z_range: tuple[float, float] | No
         raise VAEError("Give z_range or radius, not both.")
     generator = torch.Generator().manual_seed(seed)
     if z_range is not None:
-        if len(z_range) != 2 or not z_range[0] < z_range[1]:
+        if not isinstance(z_range, Sequence) or len(z_range) != 2 or not z_range[0] < z_range[1]:
             raise VAEError(f"z_range must be two numbers, the lower first, like (-2, 2), not {z_range!r}.")
         low, high = z_range
         return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
@@ -1285,14 +1247,6 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.n
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     grid = import_torchvision().utils.make_grid(images.cpu(), nrow=columns or len(images), padding=pad, pad_value=1.0)
     return (grid.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()   # (3, H, W) → (H, W, 3)
-
-
-def save_image_grid(images: Tensor, path: str | os.PathLike, columns: int | None = None) -> Path:
-    """Write image_grid as a PNG, every pixel enlarged so that small images can be seen."""
-    picture = Image.fromarray(image_grid(images, columns))
-    scale = max(1, 96 // images.shape[-1])
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
-    return Path(path)
 
 
 def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] = (), cell: float = 0.72) -> plt.Figure:
@@ -1388,7 +1342,7 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.F
     fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
     order = posterior.kl_nats.argsort(descending=True)
     dims = np.arange(len(order))
-    axes[0].bar(dims, posterior.kl_nats[order], width=1)
+    axes[0].bar(dims, posterior.kl_nats[order].numpy(), width=1)
     axes[0].set(title="information per dimension", xlabel="dimension, sorted by KL", ylabel="KL (nats)")
     axes[1].plot(dims, posterior.std[order], ".", label="standard deviation")
     axes[1].plot(dims, posterior.mean[order], ".", label="mean")

@@ -11,20 +11,19 @@ import os
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-os.environ["TQDM_DISABLE"] = "1"   # tqdm reads it once, when it is imported
-import matplotlib.pyplot as plt   # noqa: E402
-import numpy as np   # noqa: E402
-import pytest   # noqa: E402
-import torch   # noqa: E402
-from hypothesis import HealthCheck, settings   # noqa: E402
-from PIL import Image   # noqa: E402
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import vae_helpers as vae   # noqa: E402
+os.environ["MPLBACKEND"] = "Agg"     # read when matplotlib is imported, here and in the scripts that tests start
+os.environ["TQDM_DISABLE"] = "1"     # likewise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+import vae_helpers as vae
 
 REAL_DATA = Path(os.environ.get("VAE_DATA") or ROOT.parent / "shared" / "data").resolve()   # before it is hidden below
 

@@ -97,7 +97,7 @@ def test_VAE_EPOCHS_overrides_the_epochs(shapes, monkeypatch, fast):
 @pytest.mark.parametrize("text", ["0", "-3", "many", "1.5", "²"])
 def test_a_VAE_EPOCHS_that_is_no_count_is_refused(shapes, monkeypatch, text):
     monkeypatch.setenv("VAE_EPOCHS", text)
-    with pytest.raises(vae.VAEError, match="VAE_EPOCHS must be"):
+    with pytest.raises(vae.VAEError, match="epochs must be"):
         vae.config_for(shapes)
 
 

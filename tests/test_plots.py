@@ -49,15 +49,6 @@ def test_a_grid_changes_no_value():
         assert np.array_equal(vae.image_grid(images, pad=0)[:, :16, 0], values[0, 0].numpy())
 
 
-@pytest.mark.parametrize("size, scale", [(32, 3), (64, 1), (128, 1)])
-def test_a_saved_grid_enlarges_small_images_pixel_by_pixel(tmp_path, size, scale):
-    images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
-    path = vae.save_image_grid(images, tmp_path / "grid.png", columns=3)
-    picture = np.asarray(Image.open(path))
-    assert picture.shape == ((2 + 2 * (size + 2)) * scale, (2 + 3 * (size + 2)) * scale, 3)
-    assert np.array_equal(picture[::scale, ::scale], vae.image_grid(images, 3))
-
-
 # ── Figures ─────────────────────────────────────────────────────────────────────────────────────
 
 ROW = {f"{s}_{part}_nats": 5.0 for s in ("train", "val") for part in ("reconstruction", "kl", "total")}

@@ -136,12 +136,12 @@ def test_validation_images_are_measured_and_never_learned_from(shapes, config):
     assert second[-1]["val_kl_nats"] == vae.mean_losses(b, shapes.test.images)["kl_nats"]
 
 
-def test_every_training_image_is_seen_once_an_epoch_even_when_the_last_batch_is_small(shapes, config, monkeypatch):
-    seen, to_input = [], vae.to_input
-    monkeypatch.setattr(vae, "to_input", lambda images, config: seen.extend(images.flatten(1).sum(1).tolist()) or to_input(images, config))
-    monkeypatch.setattr(vae, "mean_losses", lambda *a, **k: {"reconstruction_nats": 1.0, "kl_nats": 1.0})
-    fit(take(shapes, 70, 64, 48), dataclasses.replace(config, epochs=1))
-    assert sorted(seen) == sorted(shapes.train.images[:70].flatten(1).sum(1).tolist())
+def test_every_training_image_counts_once_even_when_the_last_batch_is_small(shapes, config):
+    """70 images in batches of 32, 32 and 6, with a step so small that the weights stay where they are."""
+    few = take(shapes, 70, 64, 48)
+    model, history = fit(few, dataclasses.replace(config, epochs=1, model="ae", lr=1e-12))
+    expected = vae.mean_losses(model, few.train.images)["reconstruction_nats"]
+    assert history[0]["train_reconstruction_nats"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_on_epoch_gets_the_history_so_far(shapes, config):
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_in_one_sentence_and_saves_nothing(shape
     with pytest.raises(vae.TrainingDiverged, match="epoch 1 .*smaller lr") as caught:
         vae.train_run(dataclasses.replace(config, lr=1e20), shapes, tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "model.json").exists()
 
 
 @pytest.mark.skipif(not (torch.cuda.is_available() or torch.backends.mps.is_available()), reason="needs CUDA or MPS")
@@ -340,18 +340,6 @@ def test_an_interrupted_run_keeps_the_last_finished_epoch(shapes, config, tmp_pa
     assert torch.equal(weights(found), weights(one_epoch))
 
 
-def test_newest_run_is_the_one_written_last(model, tmp_path):
-    for age, name in enumerate(["c", "a", "b"]):
-        run = vae.save_checkpoint(model, tmp_path / "runs" / name)
-        os.utime(run / "model.json", (1000 - age, 1000 - age))
-    assert vae.newest_run().name == "c"
-
-
-def test_newest_run_without_any_run_says_how_to_make_one():
-    with pytest.raises(vae.CheckpointError, match="train.py makes one"):
-        vae.newest_run()
-
-
 # ── Load or train ───────────────────────────────────────────────────────────────────────────────
 
 @pytest.fixture
@@ -382,11 +370,16 @@ def test_VAE_TRAIN_trains_again(quick, shapes, count_trained, monkeypatch):
     assert count_trained == [1, 1]
 
 
-def test_a_run_on_other_data_or_with_another_config_is_not_taken(quick, shapes, count_trained):
+def test_a_run_on_other_data_is_not_taken(quick, shapes, count_trained):
     vae.load_or_train(quick, shapes)
     vae.load_or_train(quick, take(shapes, 190, 64, 48))
+    assert count_trained == [1, 1]
+
+
+def test_a_run_of_another_config_is_not_taken(quick, shapes, count_trained):
+    vae.load_or_train(quick, shapes)
     vae.load_or_train(dataclasses.replace(quick, beta=2.0), shapes)
-    assert count_trained == [1, 1, 1]
+    assert count_trained == [1, 1]
 
 
 def test_an_unfinished_run_is_not_taken(quick, shapes, count_trained, tmp_path):
@@ -413,7 +406,7 @@ def released(quick, shapes):
 
 def test_released_weights_are_found(quick, shapes, released, count_trained):
     run = vae.load_or_train(quick, shapes)
-    assert run.origin == "released weights shapes_conv" and count_trained == []
+    assert run.origin.startswith("released weights shapes_conv") and count_trained == []
     assert torch.equal(weights(run.model), weights(released.model))
 
 
