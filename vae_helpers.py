@@ -149,23 +149,23 @@ class Config:
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
-        for name in ("image_size", "latent_dim", "epochs", "batch_size", "width", "depth", "max_images"):
+        at_least_1 = [(name, int, lambda v: v >= 1, "a whole number of at least 1") for name in
+                      ("latent_dim", "epochs", "batch_size", "width", "depth", "max_images")]
+        for name, kind, good, wanted in (*at_least_1, ("image_size", int, lambda v: v >= 2, "a whole number of at least 2"),
+                                         ("seed", int, lambda v: abs(v) < 2 ** 63, "a whole number of at most 63 bits"),
+                                         ("lr", (int, float), lambda v: 0 < v < math.inf, "a number above 0"),
+                                         ("beta", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0")):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise VAEError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
-            raise VAEError(f"lr must be a number above 0, not {self.lr!r}.")
-        if not (isinstance(self.beta, (int, float)) and 0 <= self.beta < math.inf):
-            raise VAEError(f"beta must be a number of at least 0, not {self.beta!r}.")
-        if not (isinstance(self.seed, int) and abs(self.seed) < 2 ** 63):
-            raise VAEError(f"seed must be a whole number of at most 63 bits, not {self.seed!r}.")
+            if value is not None and not (isinstance(value, kind) and good(value)):
+                raise VAEError(f"{name} must be {wanted}, not {value!r}.")
         self._set(lr=float(self.lr), beta=float(self.beta))   # 4 and 4.0 are one config and one run_name
         if self.width is None:
             self._set(width=32 if self.arch == "conv" else 512)
         if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4
             self._set(depth=max(1, int(math.log2(self.image_size / 4))) if self.arch == "conv" else 2)
         if self.arch == "conv" and self.image_size >> self.depth < 1:
-            raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: use a smaller depth or larger images.")
+            raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: "
+                           f"use depth {int(math.log2(self.image_size))} or less.")
         if self.arch == "fc" and self.width >> (self.depth - 1) < 1:
             raise VAEError(f"{self.depth} hidden layers, each half as wide as the one before, need a width of at "
                            f"least {1 << (self.depth - 1)}, not {self.width}.")
