@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                 usage="python evaluate.py [--FLAG VALUE …]")
     p.add_argument("--run", metavar="DIR", type=Path, help="the run folder to evaluate (default: the newest in runs/)")
-    p.add_argument("--out", metavar="DIR", type=Path, help="where the results go (default: DIR/evaluation)")
+    p.add_argument("--out", metavar="DIR", type=Path, help="where the results go (default: DIR/evaluation, or runs/ for released weights)")
     p.add_argument("--num_samples", metavar="N", type=int, default=64,
                    help="how many samples, reconstructions and interpolation midpoints (default 64)")
     p.add_argument("--num_interpolations", metavar="N", type=int, default=10, help="images in one interpolation (default 10)")
@@ -70,8 +70,13 @@ def main(argv: list[str] | None = None) -> dict:
     folder = args.run or newest_run()
     model, record = vae.load_checkpoint(folder)
     config = model.config
-    data = vae.load_dataset(config.dataset, image_size=config.image_size, data_dir=args.data_dir or config.data_dir)
-    out = args.out or folder / "evaluation"
+    data = vae.load_dataset(config.dataset, image_size=config.image_size, data_dir=args.data_dir or config.data_dir,
+                            max_images=config.max_images)
+    same_data = record.get("data", {}).get("fingerprint") == data.fingerprint
+    if not same_data:
+        print("Note: the images found now are not exactly those of the training run: some of these test images may have been trained on.")
+    released = vae.RELEASED in folder.resolve().parents   # results do not belong among the released weights
+    out = args.out or (vae.runs_root() / f"{folder.name}-evaluation" if released else folder / "evaluation")
     out.mkdir(parents=True, exist_ok=True)
 
     n, test = args.num_samples, data.test.images
@@ -82,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict:
     samples = vae.sample_images(model, n, seed=args.seed)
     middle = midpoints(model, test[:max(n, 2)], n)
 
-    metrics = {"run": str(folder), "trained_on": record.get("data", {}).get("title"), "measured_on": data.title,
+    metrics = {"run": str(folder), "trained_on": record.get("data", {}).get("title"), "measured_on": data.title, "same_data": same_data,
                "test": vae.evaluate(model, test)}
     shown = min(n, 64)
     pairs = torch.stack([originals[:shown].float() / 255, reconstructions[:shown]], dim=1).flatten(0, 1)

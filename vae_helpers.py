@@ -6,8 +6,8 @@ Read it from top to bottom; each section uses only what stands above it:
     Data                     CIFAR-10, CelebA, MNIST, Fashion-MNIST, a folder of images, drawn shapes
     Networks                 convolutional and fully connected VAE
     Losses                   reconstruction and KL, per image, in nats
-    Evaluation               the numbers of a trained model on held-out images
-    Training & checkpoints   one loop for every model; run folders; load or train
+    Training & checkpoints   one loop for every model, and files that cannot run code
+    Evaluation               the numbers of a model on held-out images; whole runs: load or train
     Latent space             encode, interpolate, sample regions, traverse, attribute arithmetic
     Plots                    one function per figure, each returns the matplotlib Figure
 
@@ -19,6 +19,7 @@ Conventions
 """
 from __future__ import annotations
 
+import bisect
 import colorsys
 import csv
 import dataclasses
@@ -59,11 +60,17 @@ class VAEError(ValueError):
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main(): a VAEError ends in its sentence and exit code 2, Ctrl-C in one line and 130."""
+    """Run a script's main(): what the user can mend ends in one sentence and exit code 2, Ctrl-C in one line and 130."""
     try:
         main()
-    except VAEError as err:
+    except (VAEError, OSError) as err:   # OSError: a full disk, a folder that may not be written
         print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as err:
+        if "memory" not in str(err):     # torch says "out of memory" or "can't allocate memory"
+            raise
+        print("error: not enough memory for this model and these images: try a smaller width, latent_dim, image_size or "
+              "batch_size.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; a run folder keeps the weights of the last finished epoch", file=sys.stderr)
@@ -89,9 +96,10 @@ def get_device() -> torch.device:
     """The one place that names a device: $VAE_DEVICE, else CUDA, else Apple's MPS, else the CPU."""
     if name := os.environ.get("VAE_DEVICE"):
         try:
+            torch.zeros(1, device=name).cpu()   # a name that is spelt right may still not be here
             return torch.device(name)
-        except RuntimeError:
-            raise VAEError(f"VAE_DEVICE must name a device, like cpu, cuda or mps, not {name!r}.") from None
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise VAEError(f"VAE_DEVICE must name a device of this machine, like cpu, cuda or mps, not {name!r}.") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -107,7 +115,7 @@ def option(default, help: str, choices: Sequence | None = None):
 
 @dataclass(frozen=True)
 class Config:
-    """Every choice that a run makes; two equal configs on equal data give the same model.
+    """Every choice that a run makes; on one machine's CPU, two equal configs on equal data give the same model.
 
     Raises VAEError when a value cannot work.
     """
@@ -141,6 +149,8 @@ class Config:
     def __post_init__(self):
         if self.likelihood is None:
             self._set(likelihood="squared_error" if self.dataset == "celeba" else "bernoulli")
+        if self.data_dir is not None and self.dataset != "folder":
+            raise VAEError(f"data_dir is for dataset folder: for {self.dataset} set VAE_DATA to the folder that holds it.")
         if self.model == "ae":
             self._set(beta=0.0)   # an autoencoder has no KL term
         if self.image_size is None:
@@ -203,7 +213,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in memory. The three splits share no image; test is for final numbers only."""
+    """A data set in memory. The three splits share no file; test is for final numbers only."""
 
     name: str                     # one of DATASETS: what was really loaded
     title: str                    # what every figure calls it
@@ -357,9 +367,12 @@ def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
         raise DatasetUnavailable(f"no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
     while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
         parts = {n: p[1:] for n, p in parts.items()}   # a folder that holds everything says nothing
-    known = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    if {p[0] for p in parts.values()} >= {"train", "test"}:
-        entries = [(n, known[p[0]], p[1:]) for n, p in parts.items() if p[0] in known]
+    known = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+    named = {known[p[0].lower()] for p in parts.values() if p[0].lower() in known}
+    if named >= {"train", "test"}:
+        entries = [(n, known[p[0].lower()], p[1:]) for n, p in parts.items() if p[0].lower() in known]
+    elif named & {"train", "test"}:
+        raise DatasetUnavailable("of the folders train and test only one is there, name both or neither")
     else:
         entries = [(n, "", p) for n, p in parts.items()]
     if len(entries) < 3:
@@ -779,13 +792,8 @@ def fc_width_for(config: Config, parameters: int) -> int:
     def size(width: int) -> int:
         with torch.device("meta"):   # counts weights without making them
             return count_parameters(VAE(dataclasses.replace(config, arch="fc", width=width, depth=2)))
-    low, high = 2, 4
-    while size(high) < parameters:
-        low, high = high, high * 2
-    while high - low > 1:            # bisection: the count grows with the width
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) < parameters else (low, middle)
-    return min((low, high), key=lambda w: abs(size(w) - parameters))
+    above = bisect.bisect_left(range(1 << 16), parameters, lo=2, key=size)   # the count grows with the width
+    return min((max(2, above - 1), above), key=lambda w: abs(size(w) - parameters))
 
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -845,7 +853,7 @@ def mean_losses(model: VAE, images: Tensor, *, batch_size: int = 500, seed: int 
             x = to_input(part.to(model.device), model.config)
             out = model(x, generator)
             rec = reconstruction_nats(out.x_raw, x, model.config.likelihood)
-            total += torch.stack([rec.sum(), _kl_of(model, out).sum()]).double().cpu()
+            total += torch.stack([rec.sum(), _kl_of(model, out).sum()]).cpu().double()   # MPS knows no float64
     rec, kl = (total / len(images)).tolist()
     return {"reconstruction_nats": rec, "kl_nats": kl}
 
@@ -887,7 +895,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
             optimiser.step()
             sums += torch.stack([rec.detach(), kl.detach()]) * len(x)
             seen += len(x)
-            if step % 20 == 19:                                # reading a number waits for the device: not every step
+            if step % 20 == 19 or seen == len(images):         # reading a number waits for the device: not every step
                 rec_mean, kl_mean = (sums / seen).tolist()
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
@@ -1026,6 +1034,7 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     The folder (default runs_root()/config.run_name) holds the weights of the last finished epoch at any time.
     """
     folder = Path(folder or runs_root() / config.run_name)
+    folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
     model = build_model(config)
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
@@ -1047,6 +1056,9 @@ def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> R
     """
     found = None if switched_on("VAE_TRAIN") else _own_run(config, data) or _released(config, weights)
     run = found or train_run(config, data)
+    if run.record["data"]["fingerprint"] != data.fingerprint:
+        print(f"Note: trained on {run.record['data']['title']}, whose files are not exactly yours; its recorded numbers are for its own "
+              "test images, and its training images may be among your validation or test images.")
     print(f"{config.arch} {config.model}, width {config.width}, beta {config.beta:g}, seed {config.seed}: {run.origin}; "
           f"{config.epochs} epochs in {run.record['seconds']:.0f} s, test total {run.record['test']['total_nats']:,.1f} nats")
     return run
@@ -1064,16 +1076,15 @@ def _own_run(config: Config, data: ImageData) -> Run | None:
 
 
 def _released(config: Config, weights: bool) -> Run | None:
-    """A released run of this config. Its own data's title is in the record: a JPEG copy, a subset."""
+    """A released run of this config, whatever copy or subset of the data set it saw."""
     for path in sorted(RELEASED.glob("*/model.json")):
         found, record = read_record(path.parent)
         if found != config:
             continue
-        origin = f"{path.parent.name}, trained on {record['data']['title']}"
         if (path.parent / "model.safetensors").is_file():
-            return Run(config, *load_checkpoint(path.parent), f"released weights {origin}")
+            return Run(config, *load_checkpoint(path.parent), f"released weights {path.parent.name}")
         if not weights:
-            return Run(config, None, record, f"released record {origin}")
+            return Run(config, None, record, f"released record {path.parent.name}")
     return None
 
 
@@ -1210,7 +1221,7 @@ def aggregate_posterior(model: VAE, images: Tensor, seed: int = 0) -> AggregateP
 def self_reconstruction_mse(model: VAE, z: Tensor) -> Tensor:
     """How well the model recognises its own picture: mean squared error between x_hat(z) and its reconstruction, (N, D) → (N,).
 
-    Small where decoder and encoder were trained together, larger the further z lies from every code of a real image.
+    Read it beside the contrast: pictures that are nearly uniform are easy to reconstruct and say nothing.
     """
     images = decode_images(model, z)
     again = decode_images(model, encode_images(model, images)[0])
@@ -1231,7 +1242,7 @@ def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float]
 
 
 def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
-    """Mean latent with an attribute minus mean latent without it (Larsen et al. 2016, section 4.2): (N, D), (N,) → (D,)."""
+    """Mean latent with an attribute minus mean latent without it (Larsen et al. 2016): (N, D), (N,) → (D,)."""
     has_attribute = has_attribute.bool()
     if has_attribute.all() or not has_attribute.any():
         raise VAEError("An attribute direction needs images with the attribute and images without it.")

@@ -21,7 +21,8 @@ def wanted(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, vae.Config]:
     widths = {"fc": vae.fc_width_for(conv, parameters), "fc3x": vae.fc_width_for(conv, 3 * parameters)}
     configs = {"cifar10_conv": {}, **{f"cifar10_{name}": {"arch": "fc", "width": w} for name, w in widths.items()}}
     configs |= {f"{name}_seed{seed}": {**choices, "seed": seed} for name, choices in configs.items() for seed in (1, 2)}
-    configs |= {f"cifar10_conv_beta{beta:g}": {"beta": beta} for beta in (0.0, 0.1, 4.0)} | {"cifar10_ae": {"model": "ae"}}
+    configs |= {f"cifar10_conv_beta{beta:g}": {"beta": beta} for beta in (0.0, 0.1, 4.0)}
+    configs["cifar10_fc_ae"] = {**configs["cifar10_fc"], "model": "ae"}
     return {name: vae.config_for(cifar, **choices) for name, choices in configs.items()} | {
         "celeba_conv": vae.config_for(faces, likelihood="squared_error", epochs=25)}
 

@@ -62,9 +62,9 @@ def recorded() -> dict[str, float]:
         for key in records[0]["test"]:
             values = [r["test"][key] for r in records]
             numbers |= {f"{model}.{key}": float(np.mean(values)), f"{model}.{key}.sd": float(np.std(values, ddof=1))}
-    for beta, folder in BETAS.items():
-        numbers |= {f"beta_{beta}.{k}": v for k, v in vae.read_record(vae.RELEASED / folder)[1]["test"].items()}
-    for name in ("celeba_conv", "cifar10_ae"):
+    for name, folder in ({f"beta_{beta}": folder for beta, folder in BETAS.items()} | {"fc0": MODELS["fc"]}).items():   # seed 0 alone
+        numbers |= {f"{name}.{k}": v for k, v in vae.read_record(vae.RELEASED / folder)[1]["test"].items()}
+    for name in ("celeba_conv", "cifar10_fc_ae"):
         record = vae.read_record(vae.RELEASED / name)[1]
         numbers |= {f"{name}.{k}": v for k, v in record["test"].items()} | {f"{name}.seconds": record["seconds"]}
     return numbers
@@ -80,11 +80,11 @@ def gradient_variance(model: vae.VAE, images: torch.Tensor, draws: int = 4000) -
     variances = {"pathwise": [], "score": [], "score_with_baseline": []}
     agreement = []
     for image in images:
-        x = vae.to_input(image[None], model.config)
+        x = vae.to_input(image[None].to(model.device), model.config)
         with torch.no_grad():
             mu, logvar = model.encode(x)
         sigma = (0.5 * logvar).exp()
-        eps = torch.randn(draws, mu.shape[1], generator=torch.Generator().manual_seed(0))
+        eps = torch.randn(draws, mu.shape[1], generator=torch.Generator().manual_seed(0)).to(model.device)
         values, paths = [], []
         for part in eps.split(500):
             z = (mu + sigma * part).requires_grad_()
@@ -102,6 +102,17 @@ def gradient_variance(model: vae.VAE, images: torch.Tensor, draws: int = 4000) -
         "gradient.agreement": float(np.mean(agreement)), "gradient.draws": draws, "gradient.images": len(images)}
 
 
+def nearest_cloud(mu: torch.Tensor, logvar: torch.Tensor) -> float:
+    """Bhattacharyya distance from each N(mu, sigma^2) to the nearest other one, median; mu, logvar (N, D), in nats."""
+    variance, nearest = logvar.double().exp(), []
+    for i, m in enumerate(mu.double()):
+        mean_variance = (variance + variance[i]) / 2
+        distance = ((mu - m).square() / mean_variance).sum(1) / 8 + (mean_variance.log() - (logvar + logvar[i]) / 2).sum(1) / 2
+        distance[i] = torch.inf
+        nearest.append(distance.min().item())
+    return float(np.median(nearest))
+
+
 def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
     """Where the codes lie, what lies between them, and what lies at draws of N(0, I)."""
     q = vae.aggregate_posterior(model, images)
@@ -109,11 +120,10 @@ def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
     path = vae.interpolate_latents(q.mu[:half], q.mu[half:2 * half], 21)
     decoded = vae.decode_images(model, path)
     prior = vae.sample_latents(1000, model.config.latent_dim, seed=0)
-    _, logvar = vae.encode_images(model, images)
-    return {"code_norm": q.norms.mean().item(), "code_std": q.std.mean().item(), "sigma": (0.5 * logvar).exp().mean().item(),
+    mu, logvar = vae.encode_images(model, images)
+    return {"nearest_cloud": nearest_cloud(mu[:500], logvar[:500]), "code_norm": q.norms.mean().item(), "code_std": q.std.mean().item(), "sigma": (0.5 * logvar).exp().mean().item(),
             "unevenness": vae.step_unevenness(decoded).mean().item(), "middle_contrast": vae.contrast(decoded[10]).mean().item(),
             "end_contrast": vae.contrast(decoded[[0, -1]]).mean().item(),
-            "middle_self_mse": vae.self_reconstruction_mse(model, path[10]).mean().item(),
             "prior_contrast": vae.contrast(vae.decode_images(model, prior)).mean().item(),
             "prior_self_mse": vae.self_reconstruction_mse(model, prior).mean().item()}
 
@@ -151,9 +161,9 @@ def main() -> None:
     ax.barh(list(bars), [numbers[f"gradient.{k}_variance"] for k in bars.values()])
     ax.set(xscale="log", xlabel="variance of the gradient with respect to mu, one sample", title="Q2 · two unbiased estimators of one gradient")
     save(fig, "theory_q2_gradient_variance.png")
-    ae = load("cifar10_ae")
-    save(vae.plot_samples({"autoencoder": ae, "VAE": conv}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
-    for name, model in {**{f"beta_{b}": m for b, m in zip(BETAS, models.values())}, "ae": ae}.items():
+    fc, fc_ae = load("cifar10_fc"), load("cifar10_fc_ae")
+    save(vae.plot_samples({"autoencoder": fc_ae, "VAE": fc}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
+    for name, model in {**{f"beta_{b}": m for b, m in zip(BETAS, models.values())}, "fc0": fc, "fc_ae": fc_ae}.items():
         numbers |= {f"{name}.{k}": v for k, v in geometry(model, test[:1000]).items()}
     paths = {name: vae.interpolate_images(m, a, b, 10) for name, m in models.items()}
     save(vae.display_interpolated_images(paths, (a, b), f"Q4 · linear interpolation over β: {cifar.title}"), "theory_q4_interpolation.png")
