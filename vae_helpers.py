@@ -82,6 +82,11 @@ def switched_on(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
 
 
+def progress_bar(iterable, *, hidden: bool = False, **options) -> tqdm:
+    """tqdm, gone when it is done. TQDM_DISABLE=1 hides it in notebooks, too, where tqdm itself does not read that."""
+    return tqdm(iterable, leave=False, disable=hidden or switched_on("TQDM_DISABLE"), **options)
+
+
 def data_root() -> Path:
     """Where data sets are looked for: $VAE_DATA, else data/ beside this file."""
     return Path(os.environ.get("VAE_DATA") or HERE / "data")
@@ -515,7 +520,7 @@ def _decoded(files: _Files, names: Sequence[str], labels: Tensor, splits: Sequen
 
         chunks = np.array_split(np.arange(len(order)), max(1, len(order) // 200))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in tqdm(pool.map(decode, chunks), total=len(chunks), desc=f"decoding {files.path.name}", leave=False):
+            for _ in progress_bar(pool.map(decode, chunks), total=len(chunks), desc=f"decoding {files.path.name}"):
                 pass
         images = images if good.all() else images[good]
         images = images[:, :1].copy() if grey[good].all() else images
@@ -883,7 +888,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
         model.train()
         sums = torch.zeros(2, device=device)
         batches = torch.randperm(len(images), generator=order_rng).split(config.batch_size)
-        bar = tqdm(batches, desc=f"epoch {epoch}/{config.epochs}", leave=False, **({} if progress else {"disable": True}))
+        bar = progress_bar(batches, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress)
         seen = 0
         for step, indices in enumerate(bar):
             x = to_input(images[indices.to(device)], config).contiguous(memory_format=torch.channels_last)
