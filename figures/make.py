@@ -132,12 +132,13 @@ def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
     path = vae.interpolate_latents(q.mu[:half], q.mu[half:2 * half], 21)
     decoded = vae.decode_images(model, path)
     prior = vae.sample_latents(1000, model.config.latent_dim, seed=0)
+    step = vae.sample_latents(len(q.mu), model.config.latent_dim, radius=1, seed=2)
+    change = (vae.decode_images(model, q.mu + step) - vae.decode_images(model, q.mu)).square().flatten(1).mean(1).sqrt()
     mu, logvar = vae.encode_images(model, images)
     return {"nearest_cloud": nearest_cloud(mu[:500], logvar[:500]), "code_norm": q.norms.mean().item(), "code_std": q.std.mean().item(), "sigma": (0.5 * logvar).exp().mean().item(),
             "unevenness": vae.step_unevenness(decoded).mean().item(), "middle_contrast": vae.contrast(decoded[10]).mean().item(),
             "end_contrast": vae.contrast(decoded[[0, -1]]).mean().item(),
-            "prior_contrast": vae.contrast(vae.decode_images(model, prior)).mean().item(),
-            "prior_self_mse": vae.self_reconstruction_mse(model, prior).mean().item()}
+            "unit_step": change.mean().item(), "prior_contrast": vae.contrast(vae.decode_images(model, prior)).mean().item()}
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -168,10 +169,10 @@ def main() -> None:
     z = vae.sample_latents(12, conv.config.latent_dim, seed=0)
     save(vae.plot_samples({k: models[k] for k in ("β = 0", "β = 1")}, z, f"Q1 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q1_samples.png")
     numbers |= gradient_variance(conv, test[:16])
-    fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
     bars = {"pathwise (reparameterised)": "pathwise", "score function, with baseline": "score_with_baseline", "score function": "score"}
     ax.barh(list(bars), [numbers[f"gradient.{k}_variance"] for k in bars.values()])
-    ax.set(xscale="log", xlabel="variance of the gradient with respect to mu, one sample", title="Q2 · two unbiased estimators of one gradient")
+    ax.set(xscale="log", xlabel="variance of a one-sample estimate of the gradient", title="Q2 · two unbiased estimators of one gradient")
     save(fig, "theory_q2_gradient_variance.png")
     fc, fc_ae = load("cifar10_fc"), load("cifar10_fc_ae")
     save(vae.plot_samples({"autoencoder": fc_ae, "VAE": fc}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
