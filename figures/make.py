@@ -21,6 +21,7 @@ import torch  # noqa: E402
 
 import vae_helpers as vae  # noqa: E402
 
+CHECKPOINTS = HERE.parent / "checkpoints"
 TEXTS = (HERE.parent / "README.md", HERE.parent / "theory_answers.md")
 TAG = re.compile(r"(-?[\d,]*\d(?:\.(\d+))?)<!--([\w.\-]+)-->")
 MODELS = {"conv": "cifar10_conv", "fc": "cifar10_fc", "fc3x": "cifar10_fc3x"}
@@ -37,7 +38,7 @@ def results_table() -> str:
     rows = []
     names = {"conv": "**convolutional**", "fc": "fully connected, same size", "fc3x": "fully connected, three times the size"}
     for model, folder in MODELS.items():
-        records = [vae.read_record(vae.RELEASED / f)[1] for f in (folder, f"{folder}_seed1", f"{folder}_seed2")]
+        records = [vae.read_record(CHECKPOINTS / f)[1] for f in (folder, f"{folder}_seed1", f"{folder}_seed2")]
         cell = lambda key, digits: vae.mean_and_sd([r["test"][key] for r in records], digits)   # noqa: E731
         rows.append({"model": names[model], "parameters": f"{records[0]['parameters']:,}", "reconstruction (nats)": cell("reconstruction_nats", 1),
                      "KL (nats)": cell("kl_nats", 1), "total (nats)": cell("total_nats", 1), "excess over the floor (nats)": cell("excess_nats", 1),
@@ -56,7 +57,7 @@ def recorded() -> dict[str, float]:
     """Numbers that training wrote into checkpoints/: MODEL.KEY is the mean over three seeds, beta_B.KEY is seed 0."""
     numbers = {}
     for model, folder in MODELS.items():
-        records = [vae.read_record(vae.RELEASED / f)[1] for f in (folder, f"{folder}_seed1", f"{folder}_seed2")]
+        records = [vae.read_record(CHECKPOINTS / f)[1] for f in (folder, f"{folder}_seed1", f"{folder}_seed2")]
         numbers[f"{model}.parameters"] = records[0]["parameters"]
         numbers[f"{model}.seconds"] = float(np.mean([r["seconds"] for r in records]))
         for key in records[0]["test"]:
@@ -65,9 +66,9 @@ def recorded() -> dict[str, float]:
     for model in ("fc", "fc3x"):
         numbers[f"{model}.gap_nats"] = numbers[f"{model}.total_nats"] - numbers["conv.total_nats"]
     for name, folder in ({f"beta_{beta}": folder for beta, folder in BETAS.items()} | {"fc0": MODELS["fc"]}).items():   # seed 0 alone
-        numbers |= {f"{name}.{k}": v for k, v in vae.read_record(vae.RELEASED / folder)[1]["test"].items()}
+        numbers |= {f"{name}.{k}": v for k, v in vae.read_record(CHECKPOINTS / folder)[1]["test"].items()}
     for name in ("celeba_conv", "cifar10_fc_ae"):
-        record = vae.read_record(vae.RELEASED / name)[1]
+        record = vae.read_record(CHECKPOINTS / name)[1]
         numbers |= {f"{name}.{k}": v for k, v in record["test"].items()} | {f"{name}.seconds": record["seconds"]}
     return numbers
 
@@ -150,7 +151,7 @@ def main() -> None:
     if sys.argv[1:] == ["--texts"]:
         return write_texts(json.loads((HERE / "numbers.json").read_text()))
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
-    load = lambda name: vae.load_checkpoint(vae.RELEASED / name)[0]   # noqa: E731
+    load = lambda name: vae.load_checkpoint(CHECKPOINTS / name)[0]   # noqa: E731
     numbers, test = recorded(), cifar.test.images
     numbers["real.contrast"] = vae.contrast(test.float() / 255).mean().item()
 
