@@ -766,3 +766,26 @@ def test_real_fashion_mnist_has_its_official_sizes_and_classes(real_fashion_mnis
     assert [len(getattr(real_fashion_mnist, s).images) for s in SPLITS] == [55_000, 5_000, 10_000]
     assert real_fashion_mnist.label_names[0] == "T-shirt/top" and real_fashion_mnist.train.images.shape[1:] == (1, 28, 28)
     assert torch.bincount(real_fashion_mnist.test.labels).tolist() == [1000] * 10
+
+
+# ── Names of splits ─────────────────────────────────────────────────────────────────────────────
+
+def test_splits_are_recognised_in_any_case(tmp_path):
+    for i in range(20):
+        paint(tmp_path / "mine" / ("Train", "Testing")[i >= 15] / ("even", "odd")[i % 2] / f"{i}.png", i)
+    data = vae.load_dataset("folder", data_dir=tmp_path / "mine", image_size=8)
+    assert data.label_names == ("even", "odd")
+    assert sorted(number_in(image) for image in data.test.images) == [15, 16, 17, 18, 19]
+
+
+def test_a_test_folder_without_a_train_folder_is_refused_rather_than_mixed_in(tmp_path):
+    for i in range(10):
+        paint(tmp_path / "mine" / ("test", "val")[i % 2] / f"{i}.png", i)
+    with pytest.raises(vae.DatasetUnavailable, match="only one is there"):
+        vae.load_dataset("folder", data_dir=tmp_path / "mine", image_size=8)
+
+
+def test_a_lone_train_folder_is_no_class(tmp_path):
+    for i in range(10):
+        paint(tmp_path / "mine" / "train" / ("even", "odd")[i % 2] / f"{i}.png", i)
+    assert vae.load_dataset("folder", data_dir=tmp_path / "mine", image_size=8).label_names == ("even", "odd")

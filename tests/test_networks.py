@@ -102,8 +102,8 @@ def test_a_VAE_EPOCHS_that_is_no_count_is_refused(shapes, monkeypatch, text):
 
 
 def test_VAE_DEVICE_names_the_device(monkeypatch):
-    monkeypatch.setenv("VAE_DEVICE", "meta")
-    assert vae.get_device() == torch.device("meta")
+    monkeypatch.setenv("VAE_DEVICE", "cpu:0")
+    assert vae.get_device() == torch.device("cpu:0")
 
 
 def test_a_VAE_DEVICE_that_does_not_exist_is_refused_in_one_sentence(monkeypatch):
@@ -255,3 +255,8 @@ def test_fc_width_for_finds_the_width_with_the_closest_count(config):
     best = vae.fc_width_for(config, parameters)
     assert distance(best) <= min(distance(best - 1), distance(best + 1))
     assert distance(best) < 0.01 * parameters
+
+
+def test_data_dir_with_a_named_data_set_is_refused():
+    with pytest.raises(vae.VAEError, match="VAE_DATA"):
+        vae.Config(dataset="cifar10", data_dir="somewhere")

@@ -353,3 +353,35 @@ def test_ctrl_c_ends_in_one_line_and_exit_code_130(capsys):
     with pytest.raises(SystemExit) as end:
         vae.run_script(interrupted)
     assert end.value.code == 130 and capsys.readouterr().err.strip().count("\n") == 0
+
+
+# ── Images that are not those of the training run ───────────────────────────────────────────────
+
+def test_evaluate_says_when_the_images_have_changed_since_training(tmp_path, capsys):
+    folder = paint_noise(tmp_path / "mine", 12)
+    run = tmp_path / "run"
+    train.main([*TINY, "--dataset", "folder", "--data_dir", str(folder), "--image_size", "16", "--out", str(run)])
+    assert evaluate.main(["--run", str(run), "--num_samples", "2"])["same_data"] is True
+    assert "Note" not in capsys.readouterr().out
+    paint_noise(folder, 14)   # two more files: every split is dealt anew
+    assert evaluate.main(["--run", str(run), "--num_samples", "2"])["same_data"] is False
+    assert "may have been trained on" in capsys.readouterr().out
+
+
+def test_results_of_released_weights_stay_out_of_checkpoints(shapes_run, tmp_path, fast, monkeypatch):
+    monkeypatch.setattr(vae, "RELEASED", shapes_run.resolve().parent)
+    evaluate.main(["--run", str(shapes_run), "--num_samples", "2"])
+    assert (vae.runs_root() / f"{shapes_run.name}-evaluation" / "metrics.json").is_file()
+
+
+def test_a_place_that_cannot_be_written_ends_in_one_line(tmp_path, fast):
+    (tmp_path / "file").write_text("")
+    done = shell("train.py", *TINY, "--dataset", "shapes", "--out", tmp_path / "file" / "run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: ")
+
+
+def test_too_large_a_model_ends_in_one_line():
+    done = shell("train.py", "--dataset", "shapes", "--arch", "fc", "--width", 10 ** 10)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "memory" in done.stderr

@@ -426,3 +426,25 @@ def test_a_released_record_without_weights_serves_where_no_weights_are_needed(qu
     assert run.model is None and run.record["test"] == released.record["test"] and count_trained == []
     assert vae.load_or_train(quick, shapes).model is not None
     assert count_trained == [1]
+
+
+def test_no_number_becomes_float64_on_the_device(model, shapes, monkeypatch):
+    """Apple's MPS knows no float64: sums are moved to the CPU before they are widened."""
+    order, double, cpu = [], torch.Tensor.double, torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: order.append("cpu") or cpu(t))
+    monkeypatch.setattr(torch.Tensor, "double", lambda t: order.append("double") or double(t))
+    vae.mean_losses(model, shapes.val.images[:8])
+    assert order == ["cpu", "double"]
+
+
+def test_a_run_on_other_files_is_loaded_with_a_note(shapes, trained, tmp_path, monkeypatch, capsys):
+    """Released weights serve readers with another copy of the data, who are told so."""
+    import dataclasses
+    config = vae.Config(dataset="shapes", latent_dim=4, width=4, epochs=1)
+    vae.train_run(config, shapes, tmp_path / "released" / "one", progress=False)
+    monkeypatch.setattr(vae, "RELEASED", tmp_path / "released")
+    vae.load_or_train(config, shapes)
+    assert "Note" not in capsys.readouterr().out
+    fewer = dataclasses.replace(shapes, train=vae.Split(shapes.train.images[1:], shapes.train.labels[1:]))
+    vae.load_or_train(config, fewer)
+    assert "not exactly yours" in capsys.readouterr().out
