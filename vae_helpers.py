@@ -627,7 +627,7 @@ def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
 
 
 def _load_shapes(size: int) -> ImageData:
-    counts = (4000, 500, 1000)   # training takes minutes on two CPU cores
+    counts = (3000, 500, 1000)   # training takes minutes on two CPU cores
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     sizes = torch.tensor(list(SHAPE_FACTORS.values()))
     combinations = int(sizes.prod())   # 614,400: distinct ones, so that the splits share no image
