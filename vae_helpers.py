@@ -1338,11 +1338,13 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
     return plot_rows(rows, title, labels)
 
 
-def plot_along_path(curves: dict[str, Tensor], title: str, ylabel: str, reference: dict[str, float] | None = None) -> plt.Figure:
-    """One number per position t on the way from 0 to 1, per curve, with named horizontal lines for reference."""
+def plot_along_path(curves: dict[str, Tensor], title: str, ylabel: str, reference: dict[str, float] | None = None,
+                    steps: bool = False) -> plt.Figure:
+    """One number per position t on the way from 0 to 1, or per step between two positions, with named horizontal lines."""
     fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for name, values in curves.items():
-        ax.plot(np.linspace(0, 1, len(values)), values, marker=".", label=name)
+        n = len(values)
+        ax.plot((np.arange(n) + 0.5) / n if steps else np.linspace(0, 1, n), values, marker=".", label=name)
     for name, value in (reference or {}).items():
         ax.axhline(value, color="grey", ls=":", lw=1.5)
         ax.annotate(name, (0.5, value), ha="center", va="bottom", color="dimgrey", fontsize=9)

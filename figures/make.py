@@ -62,7 +62,9 @@ def recorded() -> dict[str, float]:
         numbers[f"{model}.seconds"] = float(np.mean([r["seconds"] for r in records]))
         for key in records[0]["test"]:
             values = [r["test"][key] for r in records]
-            numbers |= {f"{model}.{key}": float(np.mean(values)), f"{model}.{key}.sd": float(np.std(values, ddof=1))}
+            numbers |= {f"{model}.{key}": float(np.mean(values)), f"{model}.{key}.sd": float(np.std(values, ddof=1)), f"{model}.{key}.range": max(values) - min(values)}
+    ranges = [numbers[f"{model}.total_nats.range"] for model in MODELS]
+    numbers["seeds.largest_range"] = max(ranges)
     for model in ("fc", "fc3x"):
         numbers[f"{model}.gap_nats"] = numbers[f"{model}.total_nats"] - numbers["conv.total_nats"]
     for name, folder in ({f"beta_{beta}": folder for beta, folder in BETAS.items()} | {"fc0": MODELS["fc"]}).items():   # seed 0 alone
@@ -123,7 +125,8 @@ def aggregate(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
     covariance = torch.cov(z.T)
     variances = torch.linalg.eigvalsh(covariance)
     kl = 0.5 * (covariance.trace() + z.mean(0).square().sum() - len(covariance) - torch.logdet(covariance))   # KL(fit || N(0, I))
-    return {"fit_kl": kl.item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item()}
+    return {"fit_kl": kl.item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item(),
+            "directions": int((variances > 0.01).sum())}
 
 
 def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
