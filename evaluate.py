@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict:
         strips = [vae.interpolate_images(model, a, b, args.num_interpolations, method) for a, b in ends for method in ("linear", "spherical")]
         save_grid(torch.cat(strips), out / "interpolations.png", columns=args.num_interpolations)
     if "history" in record:
-        vae.plot_history({folder.name: record["history"]}, f"{data.title}, {config.arch} {config.model}").savefig(out / "losses.png", dpi=120)
+        vae.plot_history({f"{config.arch} {config.model}": record["history"]}, data.title).savefig(out / "losses.png", dpi=120)
     if args.npz:
         for name, images in (("samples", samples), ("reconstructions", reconstructions), ("midpoints", middle)):
             save_npz(images, out / f"{name}.npz")
