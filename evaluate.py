@@ -1,11 +1,16 @@
-"""Evaluate a run: a folder that train.py wrote → metrics.json, pictures and, if asked for, sample batches.
+"""Evaluate a run: a folder that train.py wrote → metrics.json, report.md, pictures and, if asked for, sample batches.
 
     python evaluate.py --num_samples 10                                       # the newest run
+    python evaluate.py --run checkpoints/cifar10_best
     python evaluate.py --run checkpoints/cifar10_conv --num_samples 10000 --npz
+
+Everything takes some minutes on two CPU cores; --quick leaves out what takes long (IWAE, Fréchet distances, neighbours).
 """
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,10 @@ from PIL import Image
 
 import vae_helpers as vae
 
+IWAE_K, IWAE_IMAGES = (1, 10, 100, 500), 200
+LEAST_FRECHET = 1000   # with fewer images than about twice the 464 features, a distance measures their number
+PAIRS = 1000           # ends of the ways whose path length is measured; also samples whose neighbours are sought
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -21,10 +30,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--run", metavar="DIR", type=Path, help="the run folder to evaluate (default: the newest in runs/)")
     p.add_argument("--out", metavar="DIR", type=Path, help="where the results go (default: DIR/evaluation, or runs/ for released weights)")
     p.add_argument("--num_samples", metavar="N", type=int, default=64,
-                   help="how many samples, reconstructions and interpolation midpoints (default 64)")
+                   help="how many samples, reconstructions and interpolation midpoints are drawn and written (default 64)")
     p.add_argument("--num_interpolations", metavar="N", type=int, default=10, help="images in one interpolation (default 10)")
+    p.add_argument("--num_frechet", metavar="N", type=int, default=10_000,
+                   help="images in each set that a Fréchet distance compares, as far as there are that many (default 10000)")
+    p.add_argument("--components", metavar="N", type=int, default=10, help="of the Gaussian mixture fitted to the latents (default 10)")
+    p.add_argument("--fid", metavar="WEIGHTS", nargs="?", const="", help="measure the real FID with Inception, too: needs the package "
+                   "torch-fidelity, which downloads the weights (91 MB), or a file of them; hours on a CPU")
     p.add_argument("--data_dir", metavar="DIR", type=Path, help="where the images are now, for a run on a folder of images")
     p.add_argument("--seed", metavar="N", type=int, default=0, help="seeds the samples (default 0)")
+    p.add_argument("--quick", action="store_true", help="only the test losses, the picture metrics, the latent space and the pictures")
     p.add_argument("--npz", action="store_true",
                    help="also write the samples, reconstructions and midpoints as .npz (arr_0, uint8, N x H x W x C), "
                         "as tools that measure FID read them")
@@ -46,27 +61,85 @@ def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
 
 
-def midpoints(model: vae.VAE, images: torch.Tensor, n: int) -> torch.Tensor:
-    """n images halfway between the means of image i and image i + 1 (+ 2, … in later rounds): float (n, C, H, W)."""
-    mu, _ = vae.encode_images(model, images)
-    rounds = [(mu + mu.roll(-shift, 0)) / 2 for shift in range(1, n // len(mu) + 2)]
-    return vae.decode_images(model, torch.cat(rounds)[:n])
-
-
 def save_npz(images: torch.Tensor, path: Path) -> None:
     """uint8 or float [0, 1] (N, C, H, W) → arr_0, uint8 (N, H, W, C)."""
     pixels = images if images.dtype == torch.uint8 else (images * 255).round().byte()
     np.savez_compressed(path, pixels.permute(0, 2, 3, 1).numpy())
 
 
+def likelihood(model: vae.VAE, data: vae.ImageData, seed: int) -> dict:
+    """IWAE bounds on the first test images, beside the ELBO of the same images, and bits per dimension of all."""
+    images = data.test.images[:IWAE_IMAGES]
+    bounds = {k: vae.iwae_nats(model, images, k, seed=seed) for k in vae.progress_bar(IWAE_K, desc="IWAE, k")}
+    return {"iwae_images": len(images), **{f"iwae_{k}_nats": b.mean().item() for k, b in bounds.items()},
+            f"iwae_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[IWAE_K[-1]]),
+            f"iwae_gain_{IWAE_K[-1]}_nats": (bounds[1] - bounds[IWAE_K[-1]]).mean().item(),
+            f"iwae_gain_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[1] - bounds[IWAE_K[-1]]),
+            **vae.bits_per_dim(model, data.test.images, data.val.images[:1000], seed=seed), "bits_per_dim_images": len(data.test.images)}
+
+
+def latent_space(model: vae.VAE, images: torch.Tensor, seed: int) -> dict:
+    """The aggregate posterior against N(0, I), dimension by dimension and as a whole, and the KL of every dimension."""
+    q = vae.aggregate_posterior(model, images, seed)
+    result = {"images": len(images), "mean_abs_max": q.mean.abs().max().item(), "std_min": q.std.min().item(), "std_max": q.std.max().item(),
+              "norm_mean": q.norms.mean().item(), "kl_per_dim_nats": sorted((round(k, 4) for k in q.kl_nats.tolist()), reverse=True)}
+    if len(images) > model.config.latent_dim:
+        result |= vae.gaussian_gap(vae.sample_codes(model, images, seed=seed))
+    return result
+
+
+def distances(net, real: torch.Tensor, sets: dict[str, torch.Tensor], unit: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The Fréchet distance of every set to the real test images, and the features of all."""
+    features = {name: vae.image_features(images, net) for name, images in vae.progress_bar({"real_test": real, **sets}.items(), desc=unit)}
+    return {f"{unit}_{name}": vae.frechet_distance(features["real_test"], features[name]) for name in sets}, features
+
+
+def neighbours(features: dict[str, torch.Tensor], train: torch.Tensor) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Distance to the nearest training image in feature space: of samples, and of reconstructions of unseen test images.
+
+    Both are decoder outputs, equally smooth. Samples that lie much nearer would be training images learnt by heart.
+    """
+    found = {name: torch.cdist(features[name][:PAIRS], train).min(1) for name in ("reconstructions", "samples_prior", "samples_mixture")}
+    medians = {f"nearest_{name}": f.values.median().item() for name, f in found.items()}
+    ratios = {f"nearest_ratio_{n}": medians[f"nearest_{n}"] / medians["nearest_reconstructions"] for n in ("samples_prior", "samples_mixture")}
+    return {"samples": PAIRS, "training_images": len(train), **medians, **ratios}, {n: f.indices for n, f in found.items()}
+
+
+def path_lengths(model: vae.VAE, images: torch.Tensor, net, seed: int) -> dict:
+    """Perceptual path length and evenness of steps between the means of test images, linear and spherical."""
+    mu, _ = vae.encode_images(model, images)
+    half = len(mu) // 2
+    result = {"pairs": half}
+    for method in ("linear", "spherical"):
+        decode = lambda z: vae.decode_images(model, z)   # noqa: E731
+        lengths = vae.perceptual_path_length(decode, lambda x: vae.image_features(x, net), mu[:half], mu[half:2 * half], method, seed=seed)
+        path = decode(vae.interpolate_latents(mu[:200], mu[half:half + 200], 11, method))
+        result |= {f"ppl_{method}": lengths.mean().item(), f"ppl_{method}_se": vae.standard_error(lengths),
+                   f"step_unevenness_{method}": vae.step_unevenness(path).mean().item()}
+    return result
+
+
+def report(metrics: dict) -> str:
+    """metrics.json as Markdown tables, one for each part."""
+    facts = [f"{k}: {v}" for k, v in metrics.items() if not isinstance(v, dict)]
+    lines = ["# Evaluation", "", *(f"- {f}" for f in facts)]
+    for part, values in metrics.items():
+        if isinstance(values, dict):
+            shown = {k: f"{v:,.4f}" if isinstance(v, float) else f"{v:,}" for k, v in values.items() if isinstance(v, (int, float))}
+            lines += ["", f"## {part}", "", vae.markdown_table([{"measure": k, "value": v} for k, v in shown.items()])]
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Parse, measure, write; returns what metrics.json holds. Raises VAEError on what the user can mend."""
     args = parser().parse_args(argv)
-    for name in ("num_samples", "num_interpolations"):
-        if getattr(args, name) < (least := 1 if name == "num_samples" else 2):
+    for name, least in (("num_samples", 1), ("num_interpolations", 2), ("num_frechet", 1), ("components", 1)):
+        if getattr(args, name) < least:
             raise vae.VAEError(f"--{name} must be at least {least}, not {getattr(args, name)}.")
     if abs(args.seed) >= 2 ** 63:
         raise vae.VAEError(f"--seed must be a whole number of at most 63 bits, not {args.seed}.")
+    inception = None if args.fid is None else vae.Inception(args.fid or None)   # fails before the long part
+    start = time.perf_counter()
     folder = args.run or newest_run()
     model, record = vae.load_checkpoint(folder)
     config = model.config
@@ -85,10 +158,7 @@ def main(argv: list[str] | None = None) -> dict:
         print(f"{data.title} has {len(test):,} test images: that many reconstructions instead of {n:,}")
     reconstructions = vae.decode_images(model, vae.encode_images(model, originals)[0])
     samples = vae.sample_images(model, n, seed=args.seed)
-    middle = midpoints(model, test[:max(n, 2)], n)
-
-    metrics = {"run": str(folder), "trained_on": record.get("data", {}).get("title"), "measured_on": data.title, "same_data": same_data,
-               "test": vae.evaluate(model, test)}
+    middle = vae.decode_images(model, vae.midpoints(vae.encode_images(model, test[:max(n, 2)])[0], n=n))
     shown = min(n, 64)
     pairs = torch.stack([originals[:shown].float() / 255, reconstructions[:shown]], dim=1).flatten(0, 1)
     save_grid(pairs, out / "reconstructions.png", columns=16 if shown >= 8 else 2 * shown)
@@ -102,9 +172,46 @@ def main(argv: list[str] | None = None) -> dict:
     if args.npz:
         for name, images in (("samples", samples), ("reconstructions", reconstructions), ("midpoints", middle)):
             save_npz(images, out / f"{name}.npz")
+
+    metrics = {"command": " ".join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]), "run": str(folder),
+               "trained_on": record.get("data", {}).get("title"), "measured_on": data.title, "same_data": same_data,
+               "seed": args.seed, "hardware": vae.hardware(), "test": vae.evaluate(model, test, seed=args.seed)}
+    if warning := vae.collapse_warning(metrics["test"], config):
+        metrics["warning"] = warning
+        print(warning)
+    metrics["pictures"] = {"images": len(test), **vae.picture_metrics(vae.decode_images(model, vae.encode_images(model, test)[0]), test)}
+    metrics["latent_space"] = latent_space(model, test, args.seed)
+    if not args.quick:
+        if config.model != "ae":   # an autoencoder has no likelihood
+            metrics["likelihood"] = likelihood(model, data, args.seed)
+        net = vae.load_feature_net()
+        if len(test) >= 2:
+            metrics["smoothness"] = path_lengths(model, test[:2 * PAIRS], net, args.seed)
+        compared = min(args.num_frechet, len(test), len(data.train.images))
+        if compared < LEAST_FRECHET:
+            print(f"Fréchet distances and neighbours are left out: they need {LEAST_FRECHET:,} training and test images, here are {compared:,}.")
+        else:
+            sets = {"real_train": data.train.images[:compared],
+                    **vae.picture_sets(model, data, compared, components=args.components, seed=args.seed)}
+            found, features = distances(net, test[:compared], sets, "ffd")
+            metrics["frechet"] = {"images": compared, "components": args.components, **found}
+            if inception:
+                metrics["frechet"] |= distances(inception, test[:compared], sets, "fid")[0]
+            train = vae.image_features(data.train.images, net)
+            metrics["memorisation"], nearest = neighbours(features, train)
+            for name in ("samples_prior", "samples_mixture"):
+                rows = torch.cat([sets[name][:10], data.train.images[nearest[name][:10]].float() / 255])
+                save_grid(rows, out / f"nearest_{name}.png", columns=10)
+            save_grid(sets["samples_mixture"][:shown], out / "samples_mixture.png", columns=min(shown, 8))
+    metrics["seconds"] = round(time.perf_counter() - start, 1)
     vae.write_json(out / "metrics.json", metrics)
-    for key, value in metrics["test"].items():
-        print(f"{key:22} {value:,.4f}" if isinstance(value, float) else f"{key:22} {value:,}")
+    (out / "report.md").write_text(report(metrics))
+    for part, values in metrics.items():
+        if isinstance(values, dict):
+            print(part)
+            for key, value in values.items():
+                if not isinstance(value, list):
+                    print(f"  {key:28} {value:,.4f}" if isinstance(value, float) else f"  {key:28} {value:,}")
     print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return metrics
 

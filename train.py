@@ -3,6 +3,7 @@
     python train.py --epochs 50 --batch_size 64 --latent_dim 64
     python train.py --dataset folder --data_dir data/NAME --image_size 64
     python train.py --dataset fashion_mnist --arch fc --latent_dim 20
+    python train.py --preset best
 """
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
         choices = f.metadata["choices"]   # Config checks them, in one sentence for scripts and notebooks alike
         p.add_argument(f"--{f.name}", type=kinds.get(f.type, str), metavar="{%s}" % ",".join(choices) if choices else "N" if
                        f.type in kinds else "DIR", help=f.metadata["help"] + shown)
+    p.add_argument("--preset", metavar="{%s}" % ",".join(vae.PRESETS), help="a named set of choices, which other flags override: the "
+                   "assignment's plain VAE, or the best of its size on CIFAR-10 (default assignment)")
     p.add_argument("--out", metavar="DIR", type=Path, help="the run folder to write (default runs/<a name made of the settings>)")
     return p
 
@@ -35,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> vae.Run:
     """Parse, train, save; returns the run. Raises VAEError on what the user can mend."""
     given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
-    out = given.pop("out", None)
+    out, preset = given.pop("out", None), given.pop("preset", "assignment")
+    if preset not in vae.PRESETS:
+        raise vae.VAEError(f"--preset must be one of {', '.join(vae.PRESETS)}, not {preset!r}.")
+    given = vae.PRESETS[preset] | given
     if "data_dir" in given:
         given.setdefault("dataset", "folder")
     named = "dataset" in given

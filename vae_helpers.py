@@ -45,6 +45,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -141,14 +142,21 @@ class Config:
     downsample: str = option("stride", "how the convolutional encoder halves the image: a 4x4 convolution of stride 2, "
                              "or a 3x3 one and a 2x2 max-pooling", ("stride", "maxpool"))
 
+    norm: str = option("none", "batch: batch normalisation before each activation inside a convolutional model", ("none", "batch"))
+    residual: int = option(0, "residual blocks at each size of the feature maps (conv)")
+
     likelihood: str | None = option(None, "bernoulli: binary cross-entropy on [0, 1]; squared_error: ||x - x_hat||^2 on "
-                                    "[-1, 1]; when not given, squared_error for celeba, bernoulli for the others",
-                                    ("bernoulli", "squared_error"))
+                                    "[-1, 1]; gaussian: on [0, 1] with the best single sigma; when not given, squared_error for celeba, "
+                                    "bernoulli for the others", ("bernoulli", "squared_error", "gaussian"))
     beta: float = option(1.0, "weight of the KL term; 1 is the ELBO")
+    kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value")
 
     epochs: int = option(10, "passes over the training images")
     batch_size: int = option(128, "images in one step; 128 keeps two CPU cores busy and still learns in 10 epochs")
-    lr: float = option(1e-3, "Adam's step size")
+    lr: float = option(1e-3, "Adam's step size; with one_cycle, its largest")
+    schedule: str = option("constant", "of the step size; one_cycle: up for three tenths of all steps, then down to almost 0",
+                           ("constant", "one_cycle"))
+    ema: float = option(0.0, "the result is a moving average of the weights with this decay, like 0.999; 0 is off")
     seed: int = option(0, "seeds the weights, the order of the images and the noise")
 
     def __post_init__(self):
@@ -169,11 +177,14 @@ class Config:
         for name, kind, good, wanted in (*at_least_1, ("image_size", int, lambda v: v >= 2, "a whole number of at least 2"),
                                          ("seed", int, lambda v: abs(v) < 2 ** 63, "a whole number of at most 63 bits"),
                                          ("lr", (int, float), lambda v: 0 < v < math.inf, "a number above 0"),
-                                         ("beta", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0")):
+                                         ("beta", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
+                                         ("ema", (int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+                                         ("residual", int, lambda v: v >= 0, "a whole number of at least 0"),
+                                         ("kl_warmup", int, lambda v: v >= 0, "a whole number of at least 0")):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, kind) and good(value)):
                 raise VAEError(f"{name} must be {wanted}, not {value!r}.")
-        self._set(lr=float(self.lr), beta=float(self.beta))   # 4 and 4.0 are one config and one run_name
+        self._set(lr=float(self.lr), beta=float(self.beta), ema=float(self.ema))   # 4 and 4.0 are one config and one run_name
         if self.width is None:
             self._set(width=32 if self.arch == "conv" else 512)
         if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4
@@ -181,6 +192,8 @@ class Config:
         if self.arch == "conv" and self.image_size >> self.depth < 1:
             raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: "
                            f"use depth {int(math.log2(self.image_size))} or less.")
+        if self.arch == "fc" and (self.norm != "none" or self.residual):
+            raise VAEError("norm and residual are for arch conv: the fully connected model is kept plain.")
         if self.arch == "fc" and self.width >> (self.depth - 1) < 1:
             raise VAEError(f"{self.depth} hidden layers, each half as wide as the one before, need a width of at "
                            f"least {1 << (self.depth - 1)}, not {self.width}.")
@@ -192,13 +205,19 @@ class Config:
     @property
     def value_range(self) -> tuple[float, float]:
         """The range of x and x_hat: it must fit the decoder's last activation."""
-        return (0.0, 1.0) if self.likelihood == "bernoulli" else (-1.0, 1.0)
+        return (-1.0, 1.0) if self.likelihood == "squared_error" else (0.0, 1.0)
 
     @property
     def run_name(self) -> str:
         """A readable name with a short hash of all fields: one folder per config."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.arch}-{self.model}-z{self.latent_dim}-beta{self.beta:g}-seed{self.seed}-{digest}"
+
+
+# Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" is what the ablation table in
+# README.md left standing: it costs more time per epoch, and its nats cannot be compared with the assignment's.
+PRESETS = {"assignment": {},
+           "best": {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999}}
 
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -683,15 +702,36 @@ class LatentHeads(nn.Module):
         return self.mu(h), self.logvar(h)
 
 
+class Residual(nn.Module):
+    """h + conv1x1(relu(conv3x3(relu(h)))), each convolution after a normalisation if there is one (van den Oord et al.
+    2017, section 4.1): (N, C, H, W) → the same. Starts as the identity."""
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        conv = [nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.Conv2d(channels, channels, kernel_size=1)]
+        self.branch = nn.Sequential(*activation(channels, norm), conv[0], *activation(channels, norm), conv[1])
+        nn.init.zeros_(conv[1].weight)
+        nn.init.zeros_(conv[1].bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.branch(h)
+
+
+def activation(channels: int, norm: str) -> list[nn.Module]:
+    """What follows a convolution: ReLU, after batch normalisation (Ioffe & Szegedy 2015) if asked for."""
+    return [nn.BatchNorm2d(channels), nn.ReLU()] if norm == "batch" else [nn.ReLU()]
+
+
 def conv_encoder(config: Config) -> nn.Sequential:
     """The assignment's encoder at 32x32: three strided 4x4 convolutions, then mu and logvar. x (N, C, H, W)."""
     size, layers, channels = grid_sizes(config)[-1], [], config.channels
     for i in range(config.depth):                          # 32 → 16 → 8 → 4
         out = config.width * 2 ** i                        # 32, 64, 128 channels
         if config.downsample == "stride":
-            layers += [nn.Conv2d(channels, out, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(channels, out, kernel_size=4, stride=2, padding=1), *activation(out, config.norm)]
         else:
-            layers += [nn.Conv2d(channels, out, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(channels, out, kernel_size=3, padding=1), *activation(out, config.norm), nn.MaxPool2d(2)]
+        layers += [Residual(out, config.norm) for _ in range(config.residual)]
         channels = out
     return nn.Sequential(*layers, nn.Flatten(), LatentHeads(channels * size * size, config.latent_dim))
 
@@ -700,14 +740,16 @@ def conv_decoder(config: Config) -> nn.Sequential:
     """The mirror image: a linear layer, then transposed 4x4 convolutions. z (N, D) → x_raw (N, C, H, W)."""
     sizes = grid_sizes(config)
     channels = config.width * 2 ** (config.depth - 1)
-    layers = [nn.Linear(config.latent_dim, channels * sizes[-1] ** 2), nn.ReLU(),
-              nn.Unflatten(1, (channels, sizes[-1], sizes[-1]))]
+    layers = [nn.Linear(config.latent_dim, channels * sizes[-1] ** 2), nn.Unflatten(1, (channels, sizes[-1], sizes[-1])),
+              *activation(channels, config.norm)]
     for i in reversed(range(config.depth)):                # 4 → 8 → 16 → 32
         out = config.width * 2 ** (i - 1) if i else config.channels
         odd = sizes[i] - 2 * sizes[i + 1]                  # 1 where halving rounded down: 7 → 3 needs 3 → 7
-        layers += [nn.ConvTranspose2d(channels, out, kernel_size=4, stride=2, padding=1, output_padding=odd), nn.ReLU()]
+        layers += [Residual(channels, config.norm) for _ in range(config.residual)]
+        layers += [nn.ConvTranspose2d(channels, out, kernel_size=4, stride=2, padding=1, output_padding=odd)]
+        layers += activation(out, config.norm) if i else []   # the last activation depends on the likelihood
         channels = out
-    return nn.Sequential(*layers[:-1])                     # the last activation depends on the likelihood
+    return nn.Sequential(*layers)
 
 
 def fc_encoder(config: Config) -> nn.Sequential:
@@ -742,6 +784,8 @@ class VAE(nn.Module):
         self.config = config
         encoder, decoder = {"conv": (conv_encoder, conv_decoder), "fc": (fc_encoder, fc_decoder)}[config.arch]
         self.encoder, self.decoder = encoder(config), decoder(config)
+        # of a gaussian p(x|z), on [0, 1]; fit sets it, see calibrate; no other likelihood has one
+        self.register_buffer("sigma", torch.tensor(0.1) if config.likelihood == "gaussian" else None)
 
     @property
     def device(self) -> torch.device:
@@ -754,7 +798,7 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z (N, D) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
         x_raw = self.decoder(z)
-        return torch.sigmoid(x_raw) if self.config.likelihood == "bernoulli" else torch.tanh(x_raw)
+        return torch.tanh(x_raw) if self.config.likelihood == "squared_error" else torch.sigmoid(x_raw)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
         mu, logvar = self.encode(x)
@@ -805,16 +849,23 @@ def fc_width_for(config: Config, parameters: int) -> int:
 # ║ Losses                                                                                     ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
-def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str) -> Tensor:
+def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str, sigma: Tensor | float | None = None) -> Tensor:
     """-log p(x|z) of each image, summed over its pixels: (N, C, H, W) twice → (N,) nats.
 
     bernoulli      binary cross-entropy, x_raw are logits, x in [0, 1] (Kingma & Welling 2014, appendix C.1). For grey
                    values it is no likelihood of them, and it has a floor above 0: see bce_floor_nats.
     squared_error  ||x - tanh(x_raw)||^2, x in [-1, 1]: a Gaussian of variance 1/2, its constant left out.
+    gaussian       -log N(x; sigmoid(x_raw), sigma^2 I), x in [0, 1], a density: it can be below 0. Without a sigma, the best
+                   one for this batch: sigma^2 = its mean squared error (Rybkin et al. 2021, section 3.2).
     """
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(x_raw, x, reduction="none").flatten(1).sum(1)
-    return (torch.tanh(x_raw) - x).square().flatten(1).sum(1)
+    if likelihood == "squared_error":
+        return (torch.tanh(x_raw) - x).square().flatten(1).sum(1)
+    squared = (torch.sigmoid(x_raw) - x).square().flatten(1)
+    # the loss is flat in sigma at its best value, so no gradient needs to pass through it
+    variance = squared.mean().detach() if sigma is None else torch.as_tensor(sigma, device=x.device).square()
+    return 0.5 * (squared.sum(1) / variance + squared.shape[1] * torch.log(2 * math.pi * variance))
 
 
 def kl_nats_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -825,6 +876,20 @@ def kl_nats_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 def kl_nats(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(q(z|x) || N(0, I)) of each image, summed over the latent dimensions: (N, D) → (N,) nats."""
     return kl_nats_per_dim(mu, logvar).sum(1)
+
+
+def discretised_logistic_nats(mean: Tensor, images: Tensor, scale: float) -> Tensor:
+    """-log P(image) of each uint8 image when every value is a logistic around mean, cut into the 256 grey levels.
+
+    mean (N, C, H, W) in [0, 1], images uint8 of the same shape, scale in grey levels → (N,) nats. Levels 0 and 255 take
+    the tails (Salimans et al. 2017, section 2.1). A probability of the pixels themselves: sums to 1 over all images.
+    """
+    x = images.to(mean.device).float()
+    above, below = (x + 0.5 - 255 * mean) / scale, (x - 0.5 - 255 * mean) / scale
+    # log(S(above) - S(below)) without cancellation, S the logistic function; above - below is 1 / scale everywhere
+    middle = F.logsigmoid(above) + F.logsigmoid(-below) + math.log(-math.expm1(-1 / scale))
+    log_p = torch.where(x == 0, F.logsigmoid(above), torch.where(x == 255, F.logsigmoid(-below), middle))
+    return -log_p.flatten(1).sum(1)
 
 
 def bce_floor_nats(x: Tensor) -> Tensor:
@@ -848,19 +913,17 @@ class CheckpointError(VAEError):
     """A checkpoint that is missing, damaged, or not for this model."""
 
 
-def mean_losses(model: VAE, images: Tensor, *, batch_size: int = 500, seed: int = 0) -> dict[str, float]:
-    """Mean reconstruction and KL of uint8 images, in nats per image, with one seeded sample of z per image."""
+def image_losses(model: VAE, images: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Reconstruction and KL of each uint8 image, two (N,) in nats, float64, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    total = torch.zeros(2, dtype=torch.float64)
+    parts = []
     model.eval()
     with torch.no_grad():
-        for part in images.split(batch_size):
+        for part in images.split(500):
             x = to_input(part.to(model.device), model.config)
             out = model(x, generator)
-            rec = reconstruction_nats(out.x_raw, x, model.config.likelihood)
-            total += torch.stack([rec.sum(), _kl_of(model, out).sum()]).cpu().double()   # MPS knows no float64
-    rec, kl = (total / len(images)).tolist()
-    return {"reconstruction_nats": rec, "kl_nats": kl}
+            parts.append((reconstruction_nats(out.x_raw, x, model.config.likelihood, model.sigma).cpu(), _kl_of(model, out).cpu()))
+    return tuple(torch.cat(t).double() for t in zip(*parts))   # on the CPU: MPS knows no float64
 
 
 def _kl_of(model: VAE, out: Output) -> Tensor:
@@ -873,13 +936,18 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
     """Minimise reconstruction + beta * KL with Adam; returns the history, one dict an epoch, and draws nothing.
 
     Every loss is in nats per image. train_* are means over the epoch while the weights still move; val_* are
-    measured after it with the same beta. on_epoch is called with the history so far after every epoch.
+    measured after it with the same beta. on_epoch is called with the history so far after every epoch. With
+    config.ema, validation, on_epoch and the caller see the averaged weights.
 
     Raises TrainingDiverged when the loss is not finite.
     """
     device = model.device
     images = data.train.images.to(device)                      # uint8: a quarter of float32, small enough to stay
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    steps = math.ceil(len(images) / config.batch_size)         # in one epoch
+    schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
+        optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
+    average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
     order_rng = torch.Generator().manual_seed(config.seed)
     noise_rng = torch.Generator(device).manual_seed(config.seed)
     history: list[dict] = []
@@ -895,16 +963,25 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
             out = model(x, noise_rng)
             rec = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
             kl = _kl_of(model, out).mean()
+            progressed = (epoch - 1 + step / steps) / config.kl_warmup if config.kl_warmup else 1.0
             optimiser.zero_grad(set_to_none=True)
-            (rec + config.beta * kl).backward()
+            (rec + config.beta * min(1.0, progressed) * kl).backward()
             optimiser.step()
+            if schedule:
+                schedule.step()
+            if average:
+                average.update_parameters(model)
             sums += torch.stack([rec.detach(), kl.detach()]) * len(x)
             seen += len(x)
             if step % 20 == 19 or seen == len(images):         # reading a number waits for the device: not every step
                 rec_mean, kl_mean = (sums / seen).tolist()
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
-        val = mean_losses(model, data.val.images)
+        if average:
+            moving = {k: v.clone() for k, v in model.state_dict().items()}
+            model.load_state_dict(average.module.state_dict())
+        calibrate(model, data.train.images)
+        val = dict(zip(train, (losses.mean().item() for losses in image_losses(model, data.val.images))))
         row = {"epoch": epoch, "seconds": time.perf_counter() - start}
         for split, losses in (("train", train), ("val", val)):
             row |= {f"{split}_{k}": v for k, v in losses.items()}
@@ -916,8 +993,28 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
         history.append(row)
         if on_epoch:
             on_epoch(history)
+        if average and epoch < config.epochs:
+            model.load_state_dict(moving)
     model.eval()
     return history
+
+
+def _ema(decay: float) -> Callable:
+    """Exponential moving average that forgets the random initial weights: after n steps, decay is at most (1+n) / (10+n)."""
+    return lambda averages, values, n: get_ema_multi_avg_fn(min(decay, (1 + n.item()) / (10 + n.item())))(averages, values, n)
+
+
+def calibrate(model: VAE, images: Tensor, n: int = 5000) -> None:
+    """Set sigma of a gaussian decoder to its best value, the root mean squared error of x_hat(z), on the first n images."""
+    if model.config.likelihood != "gaussian":
+        return
+    generator = torch.Generator(model.device).manual_seed(0)
+    squared = 0.0
+    with torch.no_grad():
+        for part in images[:n].split(500):
+            x = to_input(part.to(model.device), model.config)
+            squared += (torch.sigmoid(model.eval()(x, generator).x_raw) - x).square().sum().item()
+    model.sigma.fill_(math.sqrt(squared / images[:n].numel()))
 
 
 def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False) -> Path:
@@ -975,25 +1072,196 @@ ACTIVE_THRESHOLD = 0.01   # variance of mu over the data above which a dimension
 def evaluate(model: VAE, images: Tensor, *, seed: int = 0) -> dict[str, float]:
     """The numbers of a model on uint8 images (N, C, H, W), units in the keys.
 
-    reconstruction_nats, kl_nats   means over the images, with one seeded sample of z each
+    reconstruction_nats, kl_nats   means over the images, with one seeded sample of z each: distortion and rate
     total_nats         their sum, the negative ELBO, whatever beta the model was trained with
+    total_nats_se      its standard error: the spread over images, divided by the root of their number
     floor_nats, excess_nats        (bernoulli) bce_floor_nats of the images, and total_nats above it
     mse                mean squared error of x_hat(mu) per pixel and channel, on [0, 1]
     active_dims        latent dimensions whose mu varies over the images (Burda et al. 2016, section 5.2)
     images             how many images were measured
     """
     mu, _ = encode_images(model, images)
-    losses = mean_losses(model, images, seed=seed)
+    rec, kl = image_losses(model, images, seed=seed)
     squared, floor = 0.0, 0.0
     for part, z in zip(images.split(500), mu.split(500)):
         unit = part.float() / 255
         squared += (decode_images(model, z) - unit).square().sum().item()
         floor += bce_floor_nats(unit).sum().item()
-    result = {**losses, "total_nats": sum(losses.values())}
+    result = {"reconstruction_nats": rec.mean().item(), "kl_nats": kl.mean().item(), "total_nats": (rec + kl).mean().item(),
+              "total_nats_se": standard_error(rec + kl)}
     if model.config.likelihood == "bernoulli":
         result |= {"floor_nats": floor / len(images), "excess_nats": result["total_nats"] - floor / len(images)}
     return result | {"mse": squared / images.numel(), "images": len(images),
                      "active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
+
+
+def iwae_nats(model: VAE, images: Tensor, k: int = 500, *, seed: int = 0, decoded_at_once: int = 1000) -> Tensor:
+    """The importance-weighted bound on -log p(x) of each image: (N,) nats; k = 1 is the negative ELBO.
+
+    -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x): in expectation it only falls with k, towards -log p(x) (Burda et
+    al. 2016, equation 8 and theorem 1). Memory holds decoded_at_once images, whatever k is.
+    """
+    c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
+    if c.model == "ae":
+        raise VAEError("An autoencoder has no likelihood to bound: measure a model vae.")
+    bounds = []
+    with torch.no_grad():
+        for image in images:
+            x = to_input(image[None].to(model.device), c)
+            mu, logvar = model.eval().encode(x)
+            log_weights = []
+            for n in torch.arange(k).split(decoded_at_once):
+                z = reparameterize(mu.expand(len(n), -1), logvar.expand(len(n), -1), generator)
+                log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp()).sum(1)   # both without -D/2 log 2 pi
+                log_prior = -0.5 * z.square().sum(1)
+                nats = reconstruction_nats(model.decoder(z), x.expand(len(n), -1, -1, -1), c.likelihood, model.sigma)
+                log_weights.append((log_prior - log_q - nats).cpu().double())
+            bounds.append(math.log(k) - torch.logsumexp(torch.cat(log_weights), 0))
+    return torch.stack(bounds)
+
+
+def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, *, seed: int = 0) -> dict[str, float]:
+    """A bound on the bits that each value of uint8 images costs, the unit of the literature on image likelihoods.
+
+    x_hat(z) becomes the mean of a discretised logistic with one scale, the best for the images `tuning` (validation: never
+    the test images); the negative ELBO with it is divided by the number of values and by log 2. One sample of z per image.
+
+    bits_per_dim, bits_per_dim_se, logistic_scale_grey_levels
+    """
+    from scipy.optimize import minimize_scalar   # heavy libraries are imported where they are used
+
+    def sampled(part: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = encode_images(model, part)
+        if model.config.model == "ae":
+            raise VAEError("An autoencoder's code has no price in bits: measure a model vae.")
+        return decode_images(model, reparameterize(mu, logvar, torch.Generator().manual_seed(seed))), kl_nats(mu, logvar)
+
+    mean, _ = sampled(tuning)
+    cost = lambda log_scale: discretised_logistic_nats(mean, tuning, math.exp(log_scale)).mean().item()   # noqa: E731
+    scale = math.exp(minimize_scalar(cost, bounds=(math.log(0.1), math.log(100)), method="bounded", options={"xatol": 1e-3}).x)
+    bits = []
+    for part in images.split(1000):
+        mean, kl = sampled(part)
+        bits.append((discretised_logistic_nats(mean, part, scale) + kl).double() / (part[0].numel() * math.log(2)))
+    bits = torch.cat(bits)
+    return {"bits_per_dim": bits.mean().item(), "bits_per_dim_se": standard_error(bits), "logistic_scale_grey_levels": scale}
+
+
+def picture_metrics(x_hat: Tensor, images: Tensor) -> dict[str, float]:
+    """mse, psnr_db and ssim of float x_hat in [0, 1] against uint8 or float images, (N, C, H, W) twice: means over images."""
+    metrics = _torchmetrics().functional.image
+    x = images.float() / 255 if images.dtype == torch.uint8 else images
+    ssim = [metrics.structural_similarity_index_measure(a, b, data_range=1.0, reduction="none") for a, b in zip(x_hat.split(500), x.split(500))]
+    return {"mse": (x_hat - x).square().mean().item(), "ssim": torch.cat([s.reshape(-1) for s in ssim]).mean().item(),
+            "psnr_db": metrics.peak_signal_noise_ratio(x_hat, x, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean").item()}
+
+
+def _torchmetrics():
+    import_torchvision()   # torchmetrics imports it, too
+    import torchmetrics
+    import torchmetrics.functional.image
+    import torchmetrics.image.fid
+    return torchmetrics
+
+
+class FeatureNet(nn.Module):
+    """A small classifier whose inner activations tell images apart: the features of our Fréchet distance and path length.
+
+    Four 3x3 convolutions. Features are the mean activations of all four, from edges and texture to classes (the last layer
+    alone is nearly blind to blur), each divided by its standard deviation over real training images (scale). Trained on
+    CIFAR-10 by `python checkpoints/features.py`; fully convolutional, so that it takes other sizes, too.
+    """
+
+    WIDTHS = (16, 64, 128, 256)
+
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        pairs = zip((3, *self.WIDTHS), self.WIDTHS)
+        self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 3, stride=2 if a > 3 else 1, padding=1, bias=False),
+                                                  nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairs)
+        self.head = nn.Linear(self.WIDTHS[-1], classes)
+        self.register_buffer("scale", torch.ones(sum(self.WIDTHS)))
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """Images (N, 1 or 3, H, W) in [0, 1] → the mean over positions of every stage, (N, 16), (N, 64), (N, 128), (N, 256)."""
+        h, means = x.expand(-1, 3, -1, -1) * 4 - 2, []
+        for stage in self.stages:
+            h = stage(h)
+            means.append(h.mean((2, 3)))
+        return means
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits (N, 10)."""
+        return self.head(self.activations(x)[-1])
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (N, 1 or 3, H, W) in [0, 1] → (N, 464), in standard deviations of real training images."""
+        return torch.cat(self.activations(x), dim=1) / self.scale
+
+
+def load_feature_net() -> FeatureNet:
+    """The released feature network, on get_device(). Raises CheckpointError when its file is missing or damaged."""
+    path = HERE / "checkpoints" / "features" / "features.safetensors"
+    net = FeatureNet()
+    try:
+        net.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
+    except (safetensors.SafetensorError, OSError, RuntimeError) as err:
+        raise CheckpointError(f"{path} is missing or damaged ({_first_line(err)}): copy it again, or make it with "
+                              "python checkpoints/features.py.") from None
+    return net.to(get_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+class Inception(nn.Module):
+    """The network of the real FID (Heusel et al. 2017), from torch-fidelity: used where the user has it and its weights.
+
+    weights is a file; without one torch-fidelity downloads its own (91 MB). Raises VAEError when it cannot be had.
+    """
+
+    def __init__(self, weights: str | os.PathLike | None = None):
+        super().__init__()
+        try:
+            self.net = _torchmetrics().image.fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights and str(weights)).to(get_device())
+        except Exception as err:   # no package, no network, a wrong file: whatever it is, this is the way out
+            raise VAEError(f"FID needs the package torch-fidelity (pip install torch-fidelity) and its Inception weights, downloaded or "
+                           f"from your file ({_first_line(err)}): without them use the Fréchet feature distance.") from None
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (N, 1 or 3, H, W) in [0, 1] → (N, 2048)."""
+        return self.net((x.expand(-1, 3, -1, -1) * 255).round().byte())
+
+
+def image_features(images: Tensor, net: FeatureNet | Inception) -> Tensor:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU."""
+    device = next(net.parameters()).device
+    with torch.no_grad():
+        return torch.cat([net.features(p.float().to(device) / (255 if p.dtype == torch.uint8 else 1)).cpu() for p in images.split(500)])
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to two sets of features (N, F), (M, F), by torchmetrics.
+
+    With Inception's features it is the FID, with FeatureNet's we call it Fréchet feature distance: never compare the two.
+    It falls with N; compare only distances from equally many images, and with that of real images to real images.
+    """
+    identity = nn.Identity()
+    identity.num_features = real.shape[1]
+    metric = _torchmetrics().image.fid.FrechetInceptionDistance(feature=identity)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return metric.compute().item()
+
+
+def collapse_warning(test: dict[str, float], config: Config) -> str | None:
+    """One sentence when the numbers of evaluate say that the decoder does not use the code; else None."""
+    if config.model == "ae" or (test["kl_nats"] >= 1 and test["active_dims"] >= 1):
+        return None
+    return (f"The posterior has collapsed: KL {test['kl_nats']:.2f} nats, {test['active_dims']} of {config.latent_dim} dimensions active, so every "
+            f"image gets the same code. Try a smaller beta than {config.beta:g}, kl_warmup, or more epochs.")
+
+
+def standard_error(values: Tensor) -> float:
+    """Of a mean over (N,) independent values; 0 for a single one, whose spread is not known."""
+    return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
 
 
 def encode_images(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -1151,6 +1419,13 @@ def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpo
     return decode_images(model, interpolate_latents(mu_a, mu_b, num_interpolations, method))
 
 
+def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tensor:
+    """n latents halfway between code i and code i + 1 (+ 2, … in later rounds): (N, D) → (n, D), n = N when not given."""
+    n = len(mu) if n is None else n
+    rounds = [interpolate_latents(mu, mu.roll(-shift, 0), 3, method)[1] for shift in range(1, n // len(mu) + 2)]
+    return torch.cat(rounds)[:n]
+
+
 def cross_fade(image_a: Tensor, image_b: Tensor, num: int) -> Tensor:
     """The same walk in pixels, without a model: (C, H, W) twice → float (num, C, H, W) in [0, 1]."""
     a, b = (i.float() / 255 if i.dtype == torch.uint8 else i for i in (image_a, image_b))
@@ -1203,6 +1478,57 @@ def sample_images(model: VAE, n: int, **region) -> Tensor:
     return decode_images(model, sample_latents(n, model.config.latent_dim, **region))
 
 
+def fit_density(z: Tensor, components: int = 10, *, seed: int = 0):
+    """A Gaussian mixture with full covariances on latents (N, D): ex-post density estimation (Ghosh et al. 2020, section 4).
+
+    Fit it to z ~ q(z|x) of training images; sample_density draws from it where the prior misses the codes. It is
+    scikit-learn's GaussianMixture. Raises VAEError with fewer latents than components.
+    """
+    from sklearn.mixture import GaussianMixture
+    if not 1 <= components <= len(z):
+        raise VAEError(f"components must be from 1 to the number of latents, {len(z)}, not {components}.")
+    return GaussianMixture(components, reg_covar=1e-4, max_iter=50, tol=1e-2, random_state=seed).fit(z.double().numpy())
+
+
+def sample_density(density, n: int, *, seed: int = 0) -> Tensor:
+    """n latents (n, D) from what fit_density gives, in random order."""
+    z, _ = density.set_params(random_state=seed).sample(n)
+    return torch.from_numpy(z).float()[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+
+
+def sample_codes(model: VAE, images: Tensor, *, seed: int = 0) -> Tensor:
+    """One z ~ q(z|x) for each image: (N, D), draws of the aggregate posterior. An autoencoder's codes are its mu."""
+    mu, logvar = encode_images(model, images)
+    return mu if model.config.model == "ae" else reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
+
+
+def picture_sets(model: VAE, data: ImageData, n: int, *, components: int = 10, seed: int = 0) -> dict[str, Tensor]:
+    """Five sets of n decoded images, (n, C, H, W) in [0, 1], to be compared with the first n test images.
+
+    reconstructions of those images; samples_prior from N(0, I); samples_mixture from a mixture fitted to the codes of (at
+    most 20,000) training images; midpoints_linear and _spherical between neighbouring test images. All decode means.
+    """
+    density = fit_density(sample_codes(model, data.train.images[:20_000], seed=seed), components, seed=seed)
+    mu, _ = encode_images(model, data.test.images[:n])
+    latents = {"reconstructions": mu, "samples_prior": sample_latents(n, model.config.latent_dim, seed=seed),
+               "samples_mixture": sample_density(density, n, seed=seed),
+               **{f"midpoints_{method}": midpoints(mu, method) for method in ("linear", "spherical")}}
+    return {name: decode_images(model, z) for name, z in latents.items()}
+
+
+def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callable[[Tensor], Tensor], z_a: Tensor, z_b: Tensor,
+                           method: str = "linear", *, epsilon: float = 1e-2, seed: int = 0) -> Tensor:
+    """How fast the picture changes at one random point of each way from z_a to z_b: (N, D) twice → (N,).
+
+    |features(decode(at t + epsilon)) - features(decode(at t))|^2 / epsilon^2 (Karras et al. 2019, section 4.1), in squared units
+    of the features. t is uniform and the same for the same seed, so that methods are compared at the same points.
+    """
+    interpolate = {"linear": torch.lerp, "spherical": slerp}[method]
+    t = torch.rand(len(z_a), 1, generator=torch.Generator().manual_seed(seed)) * (1 - epsilon)
+    here, there = (features(decode(interpolate(z_a, z_b, at))) for at in (t, t + epsilon))
+    return (there - here).square().flatten(1).sum(1) / epsilon ** 2
+
+
 class AggregatePosterior(NamedTuple):
     """q(z) = E_x q(z|x), where the codes of real images lie, per dimension (D,), and the norms ||z|| (N,) of samples."""
 
@@ -1218,9 +1544,23 @@ def aggregate_posterior(model: VAE, images: Tensor, seed: int = 0) -> AggregateP
     mu, logvar = encode_images(model, images)
     if model.config.model == "ae":   # its codes are points
         return AggregatePosterior(mu.mean(0), mu.std(0, unbiased=False), torch.zeros_like(mu[0]), mu.norm(dim=1), mu)
-    z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
+    z = sample_codes(model, images, seed=seed)
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
     return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), z.norm(dim=1), mu)
+
+
+def gaussian_gap(z: Tensor) -> dict[str, float]:
+    """How far latents (N, D), N > D, are from N(0, I) as a whole: the Gaussian with their mean and covariance against it.
+
+    mean_norm; variance_max, variance_min over all directions (eigenvalues of the covariance), directions with a variance
+    above ACTIVE_THRESHOLD; fit_kl_nats = KL(N(mean, covariance) || N(0, I)).
+    """
+    z = z.double()
+    mean, covariance = z.mean(0), torch.cov(z.T).reshape(z.shape[1], -1)
+    variances = torch.linalg.eigvalsh(covariance)
+    kl = 0.5 * (variances.sum() + mean.square().sum() - len(variances) - variances.clamp(min=1e-12).log().sum())
+    return {"mean_norm": mean.norm().item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item(),
+            "directions": int((variances > ACTIVE_THRESHOLD).sum()), "fit_kl_nats": kl.item()}
 
 
 def self_reconstruction_mse(model: VAE, z: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
-"""The latent space: interpolation, regions to sample from, traversals, attribute arithmetic."""
+"""The latent space: interpolation, path lengths, regions to sample from, traversals, attribute arithmetic, mixtures of codes."""
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributions import MultivariateNormal, kl_divergence
 
 import vae_helpers as vae
 
@@ -155,6 +158,19 @@ def test_the_edges_of_a_square_are_interpolations(model, images):
     torch.testing.assert_close(square[:, 0], vae.interpolate_images(model, images[0], images[2], 5))   # left column: 0 → 2
 
 
+@pytest.mark.parametrize("n", [1, 3, 4, 9])
+def test_midpoints_lie_halfway_to_the_next_code_then_to_the_one_after(n):
+    mu = randn(4, 5)
+    expected = torch.stack([(mu[i % 4] + mu[(i + 1 + i // 4) % 4]) / 2 for i in range(n)])
+    torch.testing.assert_close(vae.midpoints(mu, n=n), expected)
+    torch.testing.assert_close(vae.midpoints(mu), vae.midpoints(mu, n=4))
+
+
+def test_spherical_midpoints_keep_the_norm():
+    mu = nn.functional.normalize(randn(6, 5), dim=1) * 3
+    torch.testing.assert_close(vae.midpoints(mu, "spherical").norm(dim=1), torch.full((6,), 3.0))
+
+
 # ── Even and uneven paths ───────────────────────────────────────────────────────────────────────
 
 def test_a_cross_fade_mixes_pixels(images):
@@ -179,6 +195,32 @@ def test_unevenness_is_the_relative_spread_of_the_steps():
 def test_unevenness_of_several_paths_at_once():
     paths = torch.stack([torch.tensor([0.0, 3.0, 4.0]), torch.tensor([0.0, 1.0, 2.0])], dim=1).reshape(3, 2, 1, 1, 1)
     torch.testing.assert_close(vae.step_unevenness(paths), torch.tensor([0.5, 0.0]))
+
+
+def test_the_path_length_of_a_linear_decoder_is_the_squared_distance_of_its_ends():
+    weight, a, b = randn(12, 3), randn(7, 3, seed=1), randn(7, 3, seed=2)
+    found = vae.perceptual_path_length(lambda z: (z @ weight.T).reshape(-1, 3, 2, 2), lambda x: x, a, b)
+    torch.testing.assert_close(found, ((b - a) @ weight.T).square().sum(1), rtol=1e-2, atol=0)
+
+
+def test_the_path_length_along_an_arc_is_that_of_its_chords():
+    """From (r, 0) to r (cos w, sin w), a step of epsilon turns by epsilon w."""
+    r, w, eps = 3.0, torch.linspace(0.2, 3, 5), 1e-2
+    a, b = torch.tensor([[r, 0.0]]).expand(5, 2), r * torch.stack([w.cos(), w.sin()], 1)
+    found = vae.perceptual_path_length(lambda z: z, lambda x: x, a, b, "spherical", epsilon=eps)
+    torch.testing.assert_close(found, (2 * r * torch.sin(eps * w / 2) / eps) ** 2, rtol=1e-2, atol=0)
+
+
+def test_path_lengths_are_taken_at_uniform_points_that_the_seed_decides():
+    """Features t^2 on the way from 0 to 1: the length is (2 t + epsilon)^2, so that it tells t."""
+    def points(seed):
+        lengths = vae.perceptual_path_length(lambda z: z, torch.square, torch.zeros(2000, 1), torch.ones(2000, 1), seed=seed)
+        return (lengths.sqrt() - 1e-2) / 2
+
+    t = points(1)
+    assert -1e-4 <= t.min() and t.max() <= 0.99 + 1e-4
+    assert t.mean().item() == pytest.approx(0.495, abs=0.02) and t.std().item() == pytest.approx(0.286, abs=0.02)
+    assert torch.equal(t, points(1)) and not torch.equal(t, points(2))
 
 
 # ── Regions ─────────────────────────────────────────────────────────────────────────────────────
@@ -234,6 +276,18 @@ def test_the_aggregate_posterior_equals_brute_force_sampling(model, images):
     torch.testing.assert_close(found.kl_nats.sum(), vae.kl_nats(mu, logvar).mean())
     assert torch.equal(found.mu, mu) and found.norms.shape == (len(images),)
     assert found.norms.mean() == pytest.approx(z.norm(dim=1).mean().item(), rel=0.2)
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_gaussian_gap_equals_torch_distributions(dims, seed):
+    z = randn(200, dims, seed=seed) @ randn(dims, dims, seed=seed + 1) + randn(dims, seed=seed + 2)
+    found, mean = vae.gaussian_gap(z), z.double().mean(0)
+    covariance = (z.double() - mean).T @ (z.double() - mean) / 199
+    spread = torch.linalg.svdvals(covariance)
+    prior = MultivariateNormal(torch.zeros(dims).double(), torch.eye(dims).double())
+    expected = {"mean_norm": mean.norm(), "variance_max": spread.max(), "variance_min": spread.min(), "directions": (spread > 0.01).sum(),
+                "fit_kl_nats": kl_divergence(MultivariateNormal(mean, covariance), prior)}
+    assert found == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4, abs=1e-8)
 
 
 class LogitEncoder(nn.Module):
@@ -300,3 +354,48 @@ def test_an_attribute_direction_is_the_difference_of_two_means(kind):
 def test_an_attribute_that_all_or_no_images_have_gives_no_direction(value):
     with pytest.raises(vae.VAEError, match="with the attribute and images without"):
         vae.attribute_direction(randn(3, 2), torch.full((3,), value))
+
+
+# ── The mixture of codes ────────────────────────────────────────────────────────────────────────
+
+def two_clusters(n=2000):
+    """A fifth around (-5, -5), the rest around (5, 5) and stretched along one diagonal; sorted by cluster."""
+    few = n // 5
+    return torch.cat([randn(few, 2) - 5, randn(n - few, 2, seed=1) @ torch.tensor([[1.0, 1.0], [0.3, -0.3]]) + 5])
+
+
+def test_the_mixture_finds_two_clusters_and_draws_from_them():
+    density = vae.fit_density(two_clusters(), 2)
+    order = density.means_[:, 0].argsort()
+    assert np.abs(density.means_[order] - [[-5, -5], [5, 5]]).max() < 0.15
+    assert density.weights_[order] == pytest.approx([0.2, 0.8], abs=0.01)
+    z = vae.sample_density(density, 4000)
+    assert z.shape == (4000, 2) and z.dtype == torch.float32
+    left = z[:, 0] < 0
+    assert [h.float().mean().item() for h in left.split(1000)] == pytest.approx([0.2] * 4, abs=0.05)   # in random order
+    torch.testing.assert_close(torch.cov(z[~left].T), torch.tensor([[1.09, 0.91], [0.91, 1.09]]), rtol=0, atol=0.1)   # full covariance
+
+
+def test_the_mixture_and_its_samples_are_seeded():
+    density, again = (vae.fit_density(two_clusters(200), 3, seed=4) for _ in range(2))
+    first, same, other = (vae.sample_density(d, 50, seed=s) for d, s in ((density, 1), (again, 1), (density, 2)))
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("components", [0, -1, 21])
+def test_a_number_of_components_that_cannot_be_is_refused_in_one_sentence(components):
+    with pytest.raises(vae.VAEError, match=f"number of latents, 20, not {components}[.]$"):
+        vae.fit_density(randn(20, 2), components)
+
+
+@pytest.mark.parametrize("seed", [-1, 2 ** 40])
+def test_every_seed_that_evaluate_takes_serves_the_mixture(seed):
+    vae.sample_density(vae.fit_density(two_clusters(100), 2, seed=seed), 5, seed=seed)
+
+
+@pytest.mark.parametrize("kind", ["vae", "ae"])
+def test_codes_are_samples_of_q_or_the_code_of_an_autoencoder(shapes, kind):
+    model = vae.build_model(vae.config_for(shapes, **SMALL, model=kind))
+    mu, logvar = vae.encode_images(model, shapes.test.images)
+    z = vae.sample_codes(model, shapes.test.images, seed=3)
+    assert torch.equal(z, mu if kind == "ae" else vae.reparameterize(mu, logvar, torch.Generator().manual_seed(3)))

@@ -98,7 +98,7 @@ def test_squared_error_is_a_gaussian_of_variance_one_half_up_to_its_constant():
     torch.testing.assert_close(vae.reconstruction_nats(x_raw, x, "squared_error"), -log_prob - constant, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error", "gaussian"])
 def test_doubling_the_area_doubles_the_reconstruction_loss(likelihood):
     """Summed over pixels; a mean over pixels would stay the same, and beta would silently not be 1."""
     x_raw, x = randn(4, 3, 8, 8), rand(4, 3, 8, 8)
@@ -113,6 +113,65 @@ def test_the_loss_of_an_image_does_not_depend_on_the_rest_of_its_batch(likelihoo
     x_raw, x = randn(4, 3, 8, 8), rand(4, 3, 8, 8)
     alone = torch.cat([vae.reconstruction_nats(x_raw[i:i + 1], x[i:i + 1], likelihood) for i in range(4)])
     torch.testing.assert_close(vae.reconstruction_nats(x_raw, x, likelihood), alone)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, torch.tensor(0.3)])
+def test_gaussian_equals_torch_distributions(sigma):
+    x_raw, x = randn(4, 3, 8, 8), rand(4, 3, 8, 8, seed=1)
+    expected = -Normal(torch.sigmoid(x_raw), sigma).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(vae.reconstruction_nats(x_raw, x, "gaussian", sigma), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_without_a_sigma_gaussian_takes_the_best_one_for_the_batch():
+    x_raw, x = randn(4, 3, 8, 8), rand(4, 3, 8, 8, seed=1)
+    rmse = F.mse_loss(torch.sigmoid(x_raw), x).sqrt()
+    best = vae.reconstruction_nats(x_raw, x, "gaussian")
+    torch.testing.assert_close(best, vae.reconstruction_nats(x_raw, x, "gaussian", rmse))
+    assert all(vae.reconstruction_nats(x_raw, x, "gaussian", f * rmse).mean() > best.mean() for f in (0.5, 0.97, 1.03, 2))
+
+
+def test_gradient_of_the_best_gaussian_is_that_of_half_d_log_mse():
+    """What is left when sigma is the best for every x_raw: no gradient through sigma is missing."""
+    x_raw, x = randn(4, 3, 8, 8).requires_grad_(), rand(4, 3, 8, 8, seed=1)
+    found, = torch.autograd.grad(vae.reconstruction_nats(x_raw, x, "gaussian").mean(), x_raw)
+    expected, = torch.autograd.grad(3 * 8 * 8 / 2 * torch.log(F.mse_loss(torch.sigmoid(x_raw), x)), x_raw)
+    torch.testing.assert_close(found, expected)
+
+
+# ── The discretised logistic ────────────────────────────────────────────────────────────────────
+
+@given(st.floats(0, 1), st.floats(-3, 6).map(math.exp))
+def test_the_probabilities_of_the_256_grey_levels_sum_to_one(mean, scale):
+    levels = torch.arange(256).byte().reshape(256, 1, 1, 1)
+    p = (-vae.discretised_logistic_nats(torch.full(levels.shape, mean), levels, scale).double()).exp()
+    assert p.min() >= 0 and p.sum().item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0, 30.0])
+def test_discretised_logistic_equals_differences_of_the_sigmoid_in_float64(scale):
+    mean = rand(50, 3, 4, 4)
+    images = (255 * mean + 3 * scale * randn(50, 3, 4, 4, seed=1)).clamp(0, 255).round().byte()
+    x, centre = images.double(), 255 * mean.double()
+    upper = torch.where(x == 255, 1.0, torch.sigmoid((x + 0.5 - centre) / scale))
+    lower = torch.where(x == 0, 0.0, torch.sigmoid((x - 0.5 - centre) / scale))
+    expected = -(upper - lower).log().sum((1, 2, 3))
+    assert (images == 0).any() and (images == 255).any()
+    torch.testing.assert_close(vae.discretised_logistic_nats(mean, images, scale).double(), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 100.0, 1e6])
+@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
+@pytest.mark.parametrize("mean", [0.0, 0.5, 1.0])
+def test_discretised_logistic_is_finite_and_no_negative_price_at_the_extremes(mean, level, scale):
+    images = torch.full((1, 1, 2, 2), level).byte()
+    nats = vae.discretised_logistic_nats(torch.full((1, 1, 2, 2), mean), images, scale).item()
+    assert -1e-5 <= nats < math.inf
+
+
+@pytest.mark.parametrize("mean, bits", [(127 / 255, 0), (127.5 / 255, 1)], ids=["on a level", "between two levels"])
+def test_a_narrow_logistic_is_certain_of_a_level_or_flips_a_coin_between_two(mean, bits):
+    nats = vae.discretised_logistic_nats(torch.full((1, 3, 8, 8), mean), torch.full((1, 3, 8, 8), 127).byte(), 0.02)
+    assert nats.item() / (3 * 8 * 8 * math.log(2)) == pytest.approx(bits, abs=1e-2)
 
 
 # ── The floor of the binary cross-entropy ───────────────────────────────────────────────────────

@@ -20,6 +20,10 @@ def batch(config, n=2, seed=0):
     return vae.to_input(unit, config)
 
 
+def residual_blocks(model):
+    return [m for m in model.modules() if isinstance(m, vae.Residual)]
+
+
 def same_weights(a, b):
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
@@ -31,7 +35,9 @@ def same_weights(a, b):
     {"channels": 2}, {"image_size": 0}, {"image_size": 1}, {"image_size": 32.0}, {"latent_dim": 0}, {"latent_dim": 4.0},
     {"epochs": -1}, {"batch_size": 0}, {"width": 0}, {"depth": 0}, {"depth": 6}, {"max_images": 0},
     {"arch": "fc", "width": 3, "depth": 3}, {"lr": 0}, {"lr": -1e-3}, {"lr": math.nan}, {"lr": math.inf}, {"lr": "fast"},
-    {"beta": -1}, {"beta": math.nan}, {"beta": "high"}, {"seed": 2 ** 70}, {"seed": 1.5}], ids=str)
+    {"beta": -1}, {"beta": math.nan}, {"beta": "high"}, {"seed": 2 ** 70}, {"seed": 1.5},
+    {"norm": "layer"}, {"residual": -1}, {"residual": 1.5}, {"kl_warmup": -1}, {"kl_warmup": 0.5}, {"schedule": "cosine"}, {"ema": 1},
+    {"ema": -0.1}, {"ema": math.nan}, {"ema": "slow"}], ids=str)
 def test_config_refuses_a_value_that_cannot_work_in_one_sentence_that_names_it(choices):
     with pytest.raises(vae.VAEError) as caught:
         vae.Config(**choices)
@@ -53,7 +59,7 @@ def test_the_depth_that_a_refusal_recommends_is_accepted(size):
 @pytest.mark.parametrize("choices, expected", [
     ({"image_size": 28}, {"depth": 2, "width": 32}), ({"image_size": 32}, {"depth": 3}), ({"image_size": 64}, {"depth": 4}),
     ({"arch": "fc"}, {"depth": 2, "width": 512}), ({"dataset": "celeba"}, {"likelihood": "squared_error", "value_range": (-1, 1)}),
-    ({"dataset": "mnist"}, {"likelihood": "bernoulli", "value_range": (0, 1)}), ({"model": "ae", "beta": 3.0}, {"beta": 0})], ids=str)
+    ({"dataset": "mnist"}, {"likelihood": "bernoulli", "value_range": (0, 1)}), ({"likelihood": "gaussian"}, {"value_range": (0, 1)}), ({"model": "ae", "beta": 3.0}, {"beta": 0})], ids=str)
 def test_config_fills_in_what_was_not_given(choices, expected):
     config = vae.Config(**choices)
     assert {name: getattr(config, name) for name in expected} == expected
@@ -65,7 +71,8 @@ def test_config_survives_json():
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"beta": 2.0}, {"lr": 1e-4}, {"epochs": 11}, {"width": 16}, {"arch": "fc"},
-                                    {"max_images": 5}, {"downsample": "maxpool"}], ids=str)
+                                    {"max_images": 5}, {"downsample": "maxpool"}, {"norm": "batch"}, {"residual": 1}, {"kl_warmup": 1},
+                                    {"schedule": "one_cycle"}, {"ema": 0.9}, {"likelihood": "gaussian"}], ids=str)
 def test_another_config_has_another_run_name(change):
     assert vae.Config(**change).run_name != vae.Config().run_name
 
@@ -162,9 +169,10 @@ def configs(draw):
     arch = draw(st.sampled_from(["conv", "fc"]))
     depth = draw(st.integers(1, int(math.log2(size)))) if arch == "conv" else draw(st.integers(1, 3))
     width = draw(st.integers(1, 2 if depth > 4 else 6)) if arch == "conv" else draw(st.integers(4, 20))
-    return vae.Config(image_size=size, channels=draw(st.sampled_from([1, 3])), arch=arch, depth=depth, width=width,
+    inside = {"norm": draw(st.sampled_from(["none", "batch"])), "residual": draw(st.integers(0, 2))} if arch == "conv" else {}
+    return vae.Config(image_size=size, channels=draw(st.sampled_from([1, 3])), arch=arch, depth=depth, width=width, **inside,
                       downsample=draw(st.sampled_from(["stride", "maxpool"])), latent_dim=draw(st.integers(1, 9)),
-                      model=draw(st.sampled_from(["vae", "ae"])), likelihood=draw(st.sampled_from(["bernoulli", "squared_error"])))
+                      model=draw(st.sampled_from(["vae", "ae"])), likelihood=draw(st.sampled_from(["bernoulli", "squared_error", "gaussian"])))
 
 
 @settings(max_examples=150)
@@ -181,7 +189,7 @@ def test_x_hat_has_the_shape_and_the_range_of_x(config):
     assert low <= x_hat.min() and x_hat.max() <= high
 
 
-@pytest.mark.parametrize("likelihood, activation", [("bernoulli", torch.sigmoid), ("squared_error", torch.tanh)])
+@pytest.mark.parametrize("likelihood, activation", [("bernoulli", torch.sigmoid), ("squared_error", torch.tanh), ("gaussian", torch.sigmoid)])
 @pytest.mark.parametrize("arch", ["conv", "fc"])
 def test_decode_is_the_last_activation_of_x_raw(likelihood, activation, arch):
     config = vae.Config(image_size=16, width=8, latent_dim=3, arch=arch, likelihood=likelihood)
@@ -207,20 +215,59 @@ def test_the_assignments_model_has_1_119_811_weights():
     assert vae.count_parameters(vae.build_model(vae.Config())) == 1_119_811
 
 
-@pytest.mark.parametrize("arch", ["conv", "fc"])
-def test_every_weight_of_a_vae_is_trained(arch):
+@pytest.mark.parametrize("choices", [{}, {"arch": "fc"}, {"residual": 2}, {"residual": 1, "norm": "batch", "downsample": "maxpool"}], ids=str)
+def test_every_weight_of_a_vae_is_trained(choices):
     """Each parameter gets a gradient from the loss, so that no part is left unconnected."""
-    config = vae.Config(image_size=16, width=8, latent_dim=3, arch=arch)
+    config = vae.Config(image_size=16, width=8, latent_dim=3, **choices)
     model, x = vae.build_model(config), batch(config, 8)
+    for block in residual_blocks(model):   # as after a first step: the zeros that they start with let no gradient further in
+        nn.init.normal_(block.branch[-1].weight)
     out = model(x)
     (vae.reconstruction_nats(out.x_raw, x, "bernoulli") + vae.kl_nats(out.mu, out.logvar)).mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_an_image_is_encoded_alike_alone_and_in_a_batch():
-    config = vae.Config(image_size=16, width=4, latent_dim=3)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_an_image_is_encoded_alike_alone_and_in_a_batch(norm):
+    """Batch normalisation too, once a model is looked at and no longer trained."""
+    config = vae.Config(image_size=16, width=4, latent_dim=3, norm=norm)
     model, x = vae.build_model(config), batch(config, 4)
-    torch.testing.assert_close(model.encode(x)[0][2:3], model.encode(x[2:3])[0])
+    model(x)
+    torch.testing.assert_close(vae.encode_images(model, x)[0][2:3], vae.encode_images(model, x[2:3])[0])
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_residual_blocks_start_as_the_identity_at_every_size(norm):
+    config = vae.Config(image_size=16, width=4, latent_dim=3, residual=2, norm=norm)
+    blocks, seen = residual_blocks(vae.build_model(config)), []
+    for block in blocks:
+        h = torch.randn(2, block.branch[-1].out_channels, 5, 5)
+        seen.append(h.shape[1])
+        assert torch.equal(block(h), h)
+    assert seen == [4, 4, 8, 8, 8, 8, 4, 4]   # the encoder's two sizes, then the decoder's
+
+
+def test_a_residual_block_equals_its_formula():
+    """h + conv1x1(relu(conv3x3(relu(h)))), computed by hand."""
+    block, h = vae.Residual(3, "none"), torch.randn(2, 3, 6, 6)
+    _, wide, _, narrow = block.branch
+    nn.init.normal_(narrow.weight)
+    inner = nn.functional.conv2d(h.clamp(min=0), wide.weight, wide.bias, padding=1).clamp(min=0)
+    torch.testing.assert_close(block(h), h + torch.einsum("oi,nihw->nohw", narrow.weight[:, :, 0, 0], inner))
+
+
+def test_batch_normalisation_stands_before_each_inner_activation():
+    model = vae.build_model(vae.Config(norm="batch", residual=1))
+    layers = [m for m in model.modules() if not list(m.children())]
+    before = [type(a).__name__ for a, b in zip(layers, layers[1:]) if isinstance(b, nn.ReLU)]
+    assert before == ["BatchNorm2d"] * (6 + 2 * 6)   # 3 + 1 + 2 outside the 6 blocks, 2 inside each
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in vae.build_model(vae.Config(residual=1)).modules())
+
+
+@pytest.mark.parametrize("choices", [{"norm": "batch"}, {"residual": 1}], ids=str)
+def test_norm_and_residual_are_refused_for_fc(choices):
+    with pytest.raises(vae.VAEError, match="arch conv.*plain[.]$"):
+        vae.Config(arch="fc", **choices)
 
 
 def test_the_seed_decides_the_weights():
@@ -242,6 +289,13 @@ def test_count_flops_equals_a_count_by_hand():
     heads, linear = 2 * (2 * 3) * 8, 2 * 8 * 3       # mu and logvar from 8 features; 8 features from z
     transposed = 2 * (2 * 2 * 2) * (1 * 4 * 4)       # each of 8 inputs paints a 4x4 patch
     assert vae.count_flops(model) == convolution + heads + linear + transposed
+
+
+def test_count_flops_changes_nothing():
+    model = vae.build_model(vae.Config(image_size=16, width=4, latent_dim=3, norm="batch"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    vae.count_flops(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("config", [vae.Config(), vae.Config(image_size=28, channels=1, latent_dim=20), vae.Config(image_size=64, width=8)],

@@ -57,7 +57,7 @@ def test_train_and_evaluate_from_the_shell(tmp_path):
     assert trained.returncode == 0, trained.stderr
     [run] = (tmp_path / "runs").iterdir()
     assert "256 training, 256 validation, 256 test images of 3x32x32" in trained.stdout and f"evaluate.py --run {run}" in trained.stdout
-    evaluated = shell("evaluate.py", "--num_samples", "10", cwd=tmp_path)
+    evaluated = shell("evaluate.py", "--num_samples", "10", "--quick", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads((run / "evaluation" / "metrics.json").read_text())["run"] == str(run)
     assert "Traceback" not in trained.stderr + evaluated.stderr
@@ -87,17 +87,19 @@ def test_train_returns_the_run_that_it_saved(shapes_run):
 
 @pytest.fixture(scope="session")
 def evaluated(shapes_run, tmp_path_factory):
-    """metrics and folder of `evaluate.py --num_samples 10 --npz`."""
+    """metrics and folder of `evaluate.py --num_samples 10 --npz --quick`; the whole of it runs in test_evaluation.py."""
     out = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAE_FAST", "1")
-        return evaluate.main(["--run", str(shapes_run), "--num_samples", "10", "--num_interpolations", "6", "--npz", "--out", str(out)]), out
+        arguments = ["--num_samples", "10", "--num_interpolations", "6", "--npz", "--quick", "--out", str(out)]
+        return evaluate.main(["--run", str(shapes_run), *arguments]), out
 
 
 def test_evaluate_writes_what_it_returns_with_units_in_the_names(evaluated, shapes_run):
     metrics, out = evaluated
     assert json.loads((out / "metrics.json").read_text()) == metrics
-    assert {"reconstruction_nats", "kl_nats", "total_nats", "floor_nats", "excess_nats", "mse", "active_dims", "images"} == set(metrics["test"])
+    assert {"reconstruction_nats", "kl_nats", "total_nats", "total_nats_se", "floor_nats", "excess_nats", "mse", "active_dims",
+            "images"} == set(metrics["test"])
     assert metrics["test"]["images"] == 256   # the whole test split, not --num_samples of it
 
 
@@ -142,21 +144,16 @@ def test_npz_reconstructions_are_those_of_the_first_test_images(evaluated, shape
         assert np.abs(f["arr_0"].astype(float) - expected).max() <= 1
 
 
-def test_midpoints_lie_halfway_between_neighbours(model, shapes):
-    images = shapes.test.images[:4]
-    mu = vae.encode_images(model, images)[0]
-    found = evaluate.midpoints(model, images, 4)
-    expected = [(mu[0] + mu[1]) / 2, (mu[1] + mu[2]) / 2, (mu[2] + mu[3]) / 2, (mu[3] + mu[0]) / 2]
-    torch.testing.assert_close(found, vae.decode_images(model, torch.stack(expected)))
-
-
-@pytest.mark.parametrize("n", [1, 3, 4, 9])
-def test_there_are_as_many_midpoints_as_asked_for(model, shapes, n):
-    assert len(evaluate.midpoints(model, shapes.test.images[:4], n)) == n
+def test_npz_midpoints_lie_halfway_between_the_codes_of_neighbours(evaluated, shapes_run, fast):
+    model, _ = vae.load_checkpoint(shapes_run)
+    mu, _ = vae.encode_images(model, vae.load_dataset("shapes").test.images[:10])
+    expected = (vae.decode_images(model, (mu + mu.roll(-1, 0)) / 2) * 255).round().permute(0, 2, 3, 1).numpy()
+    with np.load(evaluated[1] / "midpoints.npz") as f:
+        assert np.abs(f["arr_0"].astype(float) - expected).max() <= 1
 
 
 def test_more_reconstructions_than_test_images_are_said_to_be_fewer(shapes_run, tmp_path, fast, capsys):
-    evaluate.main(["--run", str(shapes_run), "--num_samples", "300", "--npz", "--out", str(tmp_path)])
+    evaluate.main(["--run", str(shapes_run), "--num_samples", "300", "--npz", "--quick", "--out", str(tmp_path)])
     assert "256 test images: that many reconstructions instead of 300" in capsys.readouterr().out
     for name, count in (("samples", 300), ("midpoints", 300), ("reconstructions", 256)):
         with np.load(tmp_path / f"{name}.npz") as f:
@@ -186,7 +183,7 @@ def test_a_folder_that_has_moved_is_named_to_evaluate(mixed_images, tmp_path):
     mixed_images.rename(tmp_path / "moved")
     with pytest.raises(vae.DatasetUnavailable, match="--data_dir"):
         evaluate.main(["--run", str(tmp_path / "run")])
-    assert evaluate.main(["--run", str(tmp_path / "run"), "--data_dir", str(tmp_path / "moved")])["measured_on"] == "moved"
+    assert evaluate.main(["--run", str(tmp_path / "run"), "--data_dir", str(tmp_path / "moved"), "--quick"])["measured_on"] == "moved"
 
 
 @pytest.mark.parametrize("count", [3, 10])
@@ -195,14 +192,14 @@ def test_a_handful_of_images_is_enough(tmp_path, count):
     paint_noise(tmp_path / "mine", count)
     train.main([*TINY, "--dataset", "folder", "--data_dir", str(tmp_path / "mine"), "--image_size", "16", "--out", str(tmp_path / "run")])
     metrics = evaluate.main(["--run", str(tmp_path / "run"), "--num_samples", "4", "--npz"])
-    assert metrics["test"]["images"] == 1
+    assert metrics["test"]["images"] == 1 and "likelihood" in metrics and "smoothness" not in metrics
 
 
 def test_grey_images_are_trained_on_with_one_channel(tmp_path):
     paint_noise(tmp_path / "mine", 30, mode="L")
     run = train.main([*TINY, "--dataset", "folder", "--data_dir", str(tmp_path / "mine"), "--image_size", "28", "--out", str(tmp_path / "run")])
     assert run.config.channels == 1
-    evaluate.main(["--run", str(tmp_path / "run"), "--num_samples", "3", "--npz"])
+    evaluate.main(["--run", str(tmp_path / "run"), "--num_samples", "3", "--npz", "--quick"])
     with np.load(tmp_path / "run" / "evaluation" / "samples.npz") as f:
         assert f["arr_0"].shape == (3, 28, 28, 1)
 
@@ -233,7 +230,7 @@ def test_every_field_of_config_but_channels_has_a_flag_that_reaches_the_run(tmp_
     paint_noise(tmp_path / "mine", 30)
     chosen = {"dataset": "folder", "data_dir": str(tmp_path / "mine"), "max_images": 7, "image_size": 16, "model": "vae", "arch": "conv",
               "latent_dim": 3, "width": 5, "depth": 1, "downsample": "maxpool", "likelihood": "squared_error", "beta": 0.25, "epochs": 2,
-              "batch_size": 4, "lr": 0.002, "seed": 9}
+              "batch_size": 4, "lr": 0.002, "seed": 9, "norm": "batch", "residual": 1, "kl_warmup": 1, "schedule": "one_cycle", "ema": 0.5}
     assert set(chosen) == {f.name for f in dataclasses.fields(vae.Config)} - {"channels"}
     flags = [part for name, value in chosen.items() for part in (f"--{name}", str(value))]
     run = train.main([*flags, "--out", str(tmp_path / "run")])
@@ -269,7 +266,9 @@ def refused(main, argv, capsys):
     (["--lr", "-1"], "lr"), (["--beta", "-1"], "beta"), (["--arch", "resnet"], "resnet"), (["--seed", "9" * 30], "seed"),
     (["--dataset", "shapes", "--depth", "9"], "depth"), (["--dataset", "shapes", "--image_size", "-5"], "image_size"),
     (["--dataset", "celeba"], "CelebA is not here"), (["--dataset", "shapes", "--max_images", "0"], "max_images"),
-    (["--dataset", "shapes", "--lr", "1e30"], "smaller lr"), (["--epoch"], "--epoch"), (["--nonsense", "1"], "nonsense")],
+    (["--dataset", "shapes", "--lr", "1e30"], "smaller lr"), (["--epoch"], "--epoch"), (["--nonsense", "1"], "nonsense"),
+    (["--norm", "layer"], "layer"), (["--residual", "-1"], "residual"), (["--schedule", "cosine"], "cosine"), (["--ema", "1"], "ema"),
+    (["--kl_warmup", "-1"], "kl_warmup"), (["--arch", "fc", "--norm", "batch"], "arch conv")],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_train_refuses_in_one_line(arguments, says, fast, tmp_path, capsys):
     assert says in refused(train.main, [*TINY, *arguments, "--out", tmp_path / "run"], capsys)
@@ -294,7 +293,8 @@ def test_train_refuses_a_file_as_its_run_folder(tmp_path, fast, capsys):
 
 @pytest.mark.parametrize("arguments, says", [(["--num_samples", "0"], "num_samples"), (["--num_samples", "-1"], "num_samples"),
                                              (["--num_samples", "some"], "num_samples"), (["--num_interpolations", "1"], "num_interpolations"),
-                                             (["--seed", "9" * 30], "seed"), (["--run", "nowhere"], "nowhere")],
+                                             (["--seed", "9" * 30], "seed"), (["--run", "nowhere"], "nowhere"), (["--components", "0"], "components"),
+                                             (["--num_frechet", "0"], "num_frechet"), (["--fid", "nowhere.pth"], "torch-fidelity")],
                          ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_evaluate_refuses_in_one_line(shapes_run, arguments, says, fast, tmp_path, capsys):
     assert says in refused(evaluate.main, ["--run", shapes_run, *arguments, "--out", tmp_path / "out"], capsys)
@@ -343,7 +343,8 @@ def test_a_saved_grid_enlarges_small_images_pixel_by_pixel(tmp_path, size, scale
 def test_evaluate_works_on_a_checkpoint_without_a_history(shapes_run, tmp_path, fast):
     """save_checkpoint(model, folder) without a record is a run folder, too."""
     model, _ = vae.load_checkpoint(shapes_run)
-    assert evaluate.main(["--run", str(vae.save_checkpoint(model, tmp_path / "bare")), "--num_samples", "2"])["trained_on"] is None
+    metrics = evaluate.main(["--run", str(vae.save_checkpoint(model, tmp_path / "bare")), "--num_samples", "2", "--quick"])
+    assert metrics["trained_on"] is None
 
 
 def test_ctrl_c_ends_in_one_line_and_exit_code_130(capsys):
@@ -361,16 +362,16 @@ def test_evaluate_says_when_the_images_have_changed_since_training(tmp_path, cap
     folder = paint_noise(tmp_path / "mine", 12)
     run = tmp_path / "run"
     train.main([*TINY, "--dataset", "folder", "--data_dir", str(folder), "--image_size", "16", "--out", str(run)])
-    assert evaluate.main(["--run", str(run), "--num_samples", "2"])["same_data"] is True
+    assert evaluate.main(["--run", str(run), "--num_samples", "2", "--quick"])["same_data"] is True
     assert "Note" not in capsys.readouterr().out
     paint_noise(folder, 14)   # two more files: every split is dealt anew
-    assert evaluate.main(["--run", str(run), "--num_samples", "2"])["same_data"] is False
+    assert evaluate.main(["--run", str(run), "--num_samples", "2", "--quick"])["same_data"] is False
     assert "may have been trained on" in capsys.readouterr().out
 
 
 def test_results_of_released_weights_stay_out_of_checkpoints(shapes_run, tmp_path, fast, monkeypatch):
     monkeypatch.setattr(vae, "RELEASED", shapes_run.resolve().parent)
-    evaluate.main(["--run", str(shapes_run), "--num_samples", "2"])
+    evaluate.main(["--run", str(shapes_run), "--num_samples", "2", "--quick"])
     assert (vae.runs_root() / f"{shapes_run.name}-evaluation" / "metrics.json").is_file()
 
 

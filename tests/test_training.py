@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 
 import pytest
@@ -38,7 +39,7 @@ def without_seconds(history):
 # ── The loop ────────────────────────────────────────────────────────────────────────────────────
 
 @pytest.mark.parametrize("choices", [{}, {"arch": "fc", "width": 64}, {"model": "ae"}, {"likelihood": "squared_error"},
-                                     {"downsample": "maxpool"}], ids=str)
+                                     {"downsample": "maxpool"}, {"norm": "batch", "residual": 1, "ema": 0.9, "schedule": "one_cycle"}], ids=str)
 def test_training_lowers_the_loss_on_training_and_validation_images(shapes, choices):
     _, history = fit(shapes, vae.config_for(shapes, **SMALL | {"lr": 3e-3, "epochs": 4} | choices))
     for split in ("train", "val"):
@@ -133,14 +134,14 @@ def test_validation_images_are_measured_and_never_learned_from(shapes, config):
     (a, first), (b, second) = fit(shapes, config), fit(other, config)
     assert torch.equal(weights(a), weights(b))
     assert first[-1]["val_total_nats"] != second[-1]["val_total_nats"]
-    assert second[-1]["val_kl_nats"] == vae.mean_losses(b, shapes.test.images)["kl_nats"]
+    assert second[-1]["val_kl_nats"] == vae.image_losses(b, shapes.test.images)[1].mean().item()
 
 
 def test_every_training_image_counts_once_even_when_the_last_batch_is_small(shapes, config):
     """70 images in batches of 32, 32 and 6, with a step so small that the weights stay where they are."""
     few = take(shapes, 70, 64, 48)
     model, history = fit(few, dataclasses.replace(config, epochs=1, model="ae", lr=1e-12))
-    expected = vae.mean_losses(model, few.train.images)["reconstruction_nats"]
+    expected = vae.image_losses(model, few.train.images)[0].mean().item()
     assert history[0]["train_reconstruction_nats"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -169,23 +170,148 @@ def test_training_saving_and_evaluating_work_on_an_accelerator(shapes, config, m
     assert vae.evaluate(on_cpu, shapes.test.images)["mse"] == pytest.approx(run.record["test"]["mse"], rel=0.01)
 
 
-# ── mean_losses and evaluate ────────────────────────────────────────────────────────────────────
+# ── Step size, warm-up, moving average, sigma ───────────────────────────────────────────────────
 
-def test_mean_losses_equal_a_computation_by_hand(model, shapes):
+@pytest.fixture
+def steps(monkeypatch):
+    """(step size, weights after it) of every step that Adam makes."""
+    seen, step = [], torch.optim.Adam.step
+
+    def spy(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        [group] = self.param_groups
+        seen.append((group["lr"], torch.cat([p.detach().flatten() for p in group["params"]])))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    return seen
+
+
+def test_one_cycle_rises_for_three_tenths_of_the_steps_and_falls_to_almost_nothing(shapes, config, steps):
+    fit(shapes, dataclasses.replace(config, epochs=5, schedule="one_cycle"))
+    sizes = [size for size, _ in steps]   # 5 epochs of 6 batches
+    top = sizes.index(max(sizes))
+    assert len(sizes) == 30 and top == 8 and sizes[top] == pytest.approx(config.lr)
+    assert sizes == sorted(sizes[:top]) + sorted(sizes[top:], reverse=True)
+    assert sizes[0] < 0.1 * config.lr and sizes[-1] < 1e-4 * config.lr
+
+
+def test_a_constant_schedule_is_constant(shapes, config, steps):
+    fit(shapes, config)
+    assert {size for size, _ in steps} == {config.lr}
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.999])
+def test_ema_is_a_moving_average_of_the_weights_and_leaves_training_alone(shapes, config, steps, decay):
+    """By hand; after n steps the decay is at most (1 + n) / (10 + n), so that the first weights are forgotten."""
+    plain, _ = fit(shapes, config)
+    without, steps[:] = [w for _, w in steps], []
+    model, _ = fit(shapes, dataclasses.replace(config, ema=decay))
+    raw = [w for _, w in steps]
+    assert len(raw) == 12 and all(torch.equal(a, b) for a, b in zip(raw, without))
+    average = raw[0]
+    for n, w in enumerate(raw[1:], start=1):
+        d = min(decay, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * w
+    found = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(found, average, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found, raw[-1], rtol=1e-3, atol=1e-5)
+
+
+def test_validation_and_on_epoch_see_the_averaged_weights(shapes, config):
+    model, seen = vae.build_model(dataclasses.replace(config, ema=0.9)), []
+    history = vae.fit(model, shapes, model.config, on_epoch=lambda _: seen.append(vae.image_losses(model, shapes.val.images)[1].mean().item()))
+    assert seen == [row["val_kl_nats"] for row in history]
+    one_epoch, _ = fit(shapes, dataclasses.replace(config, epochs=1, ema=0.9))
+    assert seen[0] == vae.image_losses(one_epoch, shapes.val.images)[1].mean().item()
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config, monkeypatch, warmup):
+    """The weight of the KL in every step is its gradient."""
+    seen, kl_of = [], vae._kl_of
+
+    def spy(model, out):
+        kl = kl_of(model, out)
+        if kl.requires_grad:
+            kl.register_hook(lambda gradient: seen.append(gradient.sum().item()))
+        return kl
+
+    monkeypatch.setattr(vae, "_kl_of", spy)
+    _, history = fit(shapes, dataclasses.replace(config, beta=4, kl_warmup=warmup, epochs=3))
+    assert seen == pytest.approx([4 * min(1, i / 12) if warmup else 4 for i in range(18)], rel=1e-5)
+    assert history[0]["val_total_nats"] == pytest.approx(history[0]["val_reconstruction_nats"] + 4 * history[0]["val_kl_nats"])
+
+
+@pytest.mark.parametrize("kind, n", [("vae", 40), ("ae", 600)])
+def test_calibrate_gives_the_root_mean_squared_error_of_the_first_images(shapes, config, kind, n):
+    """600 are more than one batch; an autoencoder, so that no noise differs."""
+    model = vae.build_model(dataclasses.replace(config, model=kind, likelihood="gaussian"))
+    images = shapes.train.images.repeat(4, 1, 1, 1)
+    vae.calibrate(model, images, n)
+    x = images[:n] / 255
+    with torch.no_grad():
+        x_hat = torch.sigmoid(model(x, torch.Generator().manual_seed(0)).x_raw)
+    assert model.sigma.item() == pytest.approx(F.mse_loss(x_hat, x).sqrt().item(), rel=1e-4)
+
+
+def test_a_gaussian_run_learns_and_keeps_its_sigma(shapes, config, tmp_path):
+    config = dataclasses.replace(config, likelihood="gaussian", lr=3e-3)
+    run = vae.train_run(config, shapes, tmp_path / "run")
+    history = run.record["history"]
+    assert history[1]["val_total_nats"] < history[0]["val_total_nats"] - 20
+    again, record = vae.load_checkpoint(tmp_path / "run")
+    assert again.sigma == run.model.sigma != 0.1
+    assert vae.evaluate(again, shapes.test.images) == record["test"] and "floor_nats" not in record["test"]
+    vae.calibrate(again, shapes.train.images)
+    assert again.sigma == run.model.sigma   # it was calibrated on the training images, with the last weights
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
+def test_only_a_gaussian_has_a_sigma(shapes, config, likelihood):
+    model = vae.build_model(dataclasses.replace(config, likelihood=likelihood))
+    vae.calibrate(model, shapes.train.images)
+    assert model.sigma is None and "sigma" not in model.state_dict()
+
+
+def test_batch_normalisation_survives_a_checkpoint_in_half_precision(shapes, config, tmp_path):
+    model, _ = fit(shapes, dataclasses.replace(config, norm="batch", residual=1, ema=0.9))
+    again, _ = vae.load_checkpoint(vae.save_checkpoint(model, tmp_path / "run", half=True))
+    a, b = (vae.evaluate(m, shapes.test.images)["total_nats"] for m in (model, again))
+    assert math.isfinite(a) and a == pytest.approx(b, rel=2e-3)
+
+
+def test_batch_normalisation_trains_when_one_image_is_left_for_the_last_batch(shapes, config):
+    """Five halvings leave one position: its batch statistics need more than one image."""
+    fit(take(shapes, 33, 8, 8), dataclasses.replace(config, norm="batch", depth=5, width=1, epochs=1))
+
+
+def test_a_record_from_before_the_new_fields_is_read(trained, tmp_path):
+    vae.save_checkpoint(trained.model, tmp_path)
+    edit(tmp_path / "model.json", lambda r: [r["config"].pop(k) for k in ("norm", "residual", "kl_warmup", "schedule", "ema")])
+    assert vae.load_checkpoint(tmp_path)[0].config == trained.config
+
+
+# ── image_losses and evaluate ───────────────────────────────────────────────────────────────────
+
+def test_image_losses_equal_a_computation_by_hand(model, shapes):
     images = shapes.test.images
     x = images / 255
     with torch.no_grad():
         out = model(x, torch.Generator().manual_seed(3))
-    found = vae.mean_losses(model, images, seed=3)
-    assert found["reconstruction_nats"] == pytest.approx(F.binary_cross_entropy_with_logits(out.x_raw, x, reduction="sum").item() / len(x))
-    assert found["kl_nats"] == pytest.approx(0.5 * (out.mu ** 2 + out.logvar.exp() - 1 - out.logvar).sum().item() / len(x))
+    rec, kl = vae.image_losses(model, images, seed=3)
+    assert rec.dtype == kl.dtype == torch.float64
+    torch.testing.assert_close(rec.float(), F.binary_cross_entropy_with_logits(out.x_raw, x, reduction="none").sum((1, 2, 3)))
+    torch.testing.assert_close(kl.float(), 0.5 * (out.mu ** 2 + out.logvar.exp() - 1 - out.logvar).sum(1))
 
 
-def test_mean_losses_do_not_depend_on_the_batch_size(shapes, config):
-    """48 images in batches of 48, 7 (the last one smaller) and 1; an autoencoder, so that no noise differs."""
+def test_image_losses_do_not_depend_on_the_batch(shapes, config):
+    """501 images, one more than a batch holds, and some of them alone; an autoencoder, so that no noise differs."""
     model = vae.build_model(dataclasses.replace(config, model="ae"))
-    found = [vae.mean_losses(model, shapes.test.images, batch_size=n)["reconstruction_nats"] for n in (48, 7, 1)]
-    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+    images = shapes.train.images.repeat(3, 1, 1, 1)[:501]
+    rec, kl = vae.image_losses(model, images)
+    assert rec.shape == (501,) and not kl.any()
+    alone = torch.cat([vae.image_losses(model, images[i:i + 1])[0] for i in (0, 499, 500)])
+    torch.testing.assert_close(rec[[0, 499, 500]], alone, rtol=1e-5, atol=0)
 
 
 def test_evaluation_is_seeded(model, shapes):
@@ -197,7 +323,7 @@ def test_evaluation_is_seeded(model, shapes):
 def test_evaluate_adds_up(model, shapes):
     """total = reconstruction + KL = floor + excess, whatever beta the model was trained with."""
     e = vae.evaluate(model, shapes.test.images)
-    assert e["total_nats"] == e["reconstruction_nats"] + e["kl_nats"]
+    assert e["total_nats"] == pytest.approx(e["reconstruction_nats"] + e["kl_nats"], rel=1e-12)
     assert e["floor_nats"] + e["excess_nats"] == pytest.approx(e["total_nats"])
     assert e["excess_nats"] > 0 and e["images"] == 48
     x = shapes.test.images / 255
@@ -323,15 +449,15 @@ def test_train_run_records_what_it_did(trained, shapes):
 
 
 def test_an_interrupted_run_keeps_the_last_finished_epoch(shapes, config, tmp_path, monkeypatch):
-    calls, mean_losses = [], vae.mean_losses
+    calls, image_losses = [], vae.image_losses
 
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return mean_losses(*args, **kwargs)
+        return image_losses(*args, **kwargs)
 
-    monkeypatch.setattr(vae, "mean_losses", interrupted)
+    monkeypatch.setattr(vae, "image_losses", interrupted)
     with pytest.raises(KeyboardInterrupt):
         vae.train_run(config, shapes, tmp_path / "run")
     found, record = vae.load_checkpoint(tmp_path / "run")
@@ -433,8 +559,8 @@ def test_no_number_becomes_float64_on_the_device(model, shapes, monkeypatch):
     order, double, cpu = [], torch.Tensor.double, torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda t: order.append("cpu") or cpu(t))
     monkeypatch.setattr(torch.Tensor, "double", lambda t: order.append("double") or double(t))
-    vae.mean_losses(model, shapes.val.images[:8])
-    assert order == ["cpu", "double"]
+    vae.image_losses(model, shapes.val.images[:8])
+    assert order == ["cpu", "cpu", "double", "double"]   # reconstruction and KL
 
 
 def test_a_run_on_other_files_is_loaded_with_a_note(shapes, trained, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,62 @@
+"""Train and measure every mend of the plain VAE, alone and together, on CIFAR-10: the ablation table of README.md.
+
+    python checkpoints/ablation.py              what is missing is trained: hours on a CPU, minutes on a GPU
+    python checkpoints/ablation.py --seeds 0    one seed only
+
+Finished runs in runs/ are found again, so it can be stopped and started at will. Writes checkpoints/ablation.json.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import vae_helpers as vae  # noqa: E402
+
+ALONE = {
+    "calibrated σ": {"likelihood": "gaussian"},
+    "batch normalisation": {"norm": "batch"},
+    "one-cycle schedule, peak 0.003": {"schedule": "one_cycle", "lr": 3e-3},
+    "weight averaging (EMA)": {"ema": 0.999},
+    "residual blocks": {"residual": 1},
+    "KL warm-up, 3 epochs": {"kl_warmup": 3},
+}
+TOGETHER = {**ALONE["calibrated σ"], **ALONE["batch normalisation"], **ALONE["one-cycle schedule, peak 0.003"], **ALONE["weight averaging (EMA)"]}
+VARIANTS = {"the assignment's VAE": {}, **ALONE, "σ + normalisation + one-cycle + EMA": TOGETHER,
+            "the same, with residual blocks": {**TOGETHER, "residual": 1}, "the same, width 64 instead": {**TOGETHER, "width": 64}}
+
+
+def measure(model: vae.VAE, data: vae.ImageData, net: vae.FeatureNet, real) -> dict[str, float]:
+    """Test numbers of one model, units in the keys; ffd_* are Fréchet feature distances of as many images as there are test images."""
+    test = data.test.images
+    sets = vae.picture_sets(model, data, len(test))
+    tuned = vae.bits_per_dim(model, test, data.val.images[:1000])
+    return {**vae.evaluate(model, test), **vae.picture_metrics(sets["reconstructions"], test), "bits_per_dim": tuned["bits_per_dim"],
+            "parameters": vae.count_parameters(model),
+            **{f"ffd_{name}": vae.frechet_distance(real, vae.image_features(images, net)) for name, images in sets.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=[0, 1, 2], help="which seeds (default 0 1 2)")
+    seeds = parser.parse_args().seeds
+    path = HERE / "ablation.json"
+    results = json.loads(path.read_text())["results"] if path.is_file() else {}
+    data, net = vae.load_dataset("cifar10"), vae.load_feature_net()
+    real = vae.image_features(data.test.images, net)
+    for seed in seeds:   # all variants with one seed first: the picture is there early
+        for name, choices in VARIANTS.items():
+            if str(seed) in results.get(name, {}):
+                continue
+            run = vae.load_or_train(vae.config_for(data, **choices, seed=seed), data)
+            results.setdefault(name, {})[str(seed)] = measure(run.model, data, net, real) | {"seconds": run.record["seconds"]}
+            vae.write_json(path, {"data": data.title, "fingerprint": data.fingerprint, "test_images": len(data.test.images),
+                                  "hardware": vae.hardware(), "command": "python checkpoints/ablation.py",
+                                  "variants": VARIANTS, "results": results})
+
+
+if __name__ == "__main__":
+    vae.run_script(main)
