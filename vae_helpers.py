@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import bisect
 import colorsys
-import csv
 import dataclasses
 import hashlib
 import io
@@ -32,8 +31,9 @@ import platform
 import sys
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
@@ -265,7 +265,7 @@ class ImageData:
 
 SPLIT_SEED = 0           # fixed: every run and every seed sees the same train, validation and test images
 FAST_SIZES = (1024, 256, 256)   # train, validation, test under VAE_FAST=1
-CACHE_VERSION = 1        # raise it when decoding changes
+CACHE_VERSION = 2        # raise it when decoding changes, or what a cache file holds
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -287,26 +287,23 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
     """
     if name not in DATASETS:
         raise VAEError(f"Unknown dataset {name!r}: choose one of {', '.join(DATASETS)}.")
-    size, download = image_size or DATASETS[name], download and not switched_on("VAE_FAST")
+    size = image_size or DATASETS[name]
     try:
         if name == "shapes":
             data = _load_shapes(size)
         elif name == "folder":
             data = _load_folder(data_dir, size)
-        elif name == "celeba":
-            data = _load_celeba(size, download)
         else:
-            data = _load_classes(name, size, download)
+            data = _load_known(name, size, download and not switched_on("VAE_FAST"))
     except DatasetUnavailable as err:
         if not or_shapes:
             raise
         print(f"{'=' * 100}\n{err}\n\n>>> Going on with `shapes`, images that are drawn on the fly. "
               f"What is written about {name} elsewhere does not hold for them.\n{'=' * 100}")
         data = _load_shapes(size)
-    n = min(len(data.train.images), max_images or len(data.train.images))
-    if n < len(data.train.images) or switched_on("VAE_FAST"):
-        train = Split(data.train.images[:n], data.train.labels[:n])
-        data = dataclasses.replace(data, train=train, title=f"{data.title}, {n:,} training images")
+    train = Split(*(tensor[:max_images or None] for tensor in data.train))
+    if len(train.images) < len(data.train.images) or switched_on("VAE_FAST"):
+        data = dataclasses.replace(data, train=train, title=f"{data.title}, {len(train.images):,} training images")
     return data
 
 
@@ -321,24 +318,35 @@ def import_torchvision():
     except RuntimeError as err:
         if "torchvision::nms" not in str(err):
             raise
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_torchvision.library = library   # the declarations live as long as this object
+        for operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
             del sys.modules[module]            # the half-imported first try
         import torchvision
     return torchvision
 
 
-def _first_that_works(title: str, attempts: dict[str, Callable[[], ImageData]], download: Callable | None, way_out: str) -> ImageData:
-    """The result of the first attempt that succeeds, the download last. Raises DatasetUnavailable, with all that was tried."""
+def _load_known(name: str, size: int, download: bool) -> ImageData:
+    """The first place that holds the set, torchvision's download last. Raises DatasetUnavailable, with all that was tried."""
+    title, own_folder = {"cifar10": ("CIFAR-10", "cifar-10-batches-py"), "celeba": ("CelebA", "celeba/img_align_celeba"),
+                         "mnist": ("MNIST", "MNIST/raw"), "fashion_mnist": ("Fashion-MNIST", "FashionMNIST/raw")}[name]
+    root = data_root()
+    own, folder, archive = root / own_folder, root / name, root / f"{name}.zip"   # own: as torchvision's download leaves it
+    if name == "celeba":
+        places = dict.fromkeys([own, own.with_suffix(".zip"), folder, archive], _load_celeba)
+        way_out = (f"put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's folder and .csv) into {folder}; "
+                   "when the official download's daily quota is used up, Kaggle's copy has none")
+    else:
+        places = {own: _load_torchvision, archive: _load_tree, folder: _load_tree}
+        way_out = f"put torchvision's files or {name}.zip (images as {{train,test}}/<class>/…) into {root}"
     tried = []
-    for where, attempt in {**attempts, "download": download}.items():
+    for where, load in {**places, "download": places[own]}.items():
         try:
-            if attempt is None:
+            if where == "download" and not download:
                 raise DatasetUnavailable("not allowed here")
-            return attempt()
+            if where == "download":
+                getattr(import_torchvision().datasets, title.replace("-", ""))(str(root), download=True)
+            return load(name, title, own if where == "download" else where, size)
         except Exception as err:   # damaged files, a network that refuses, hangs up or hands out an error page: told below
             tried.append(f"  - {where}: {_first_line(err)}")
     raise DatasetUnavailable(
@@ -347,31 +355,19 @@ def _first_that_works(title: str, attempts: dict[str, Callable[[], ImageData]], 
         "  3. use the images that are drawn on the fly: dataset `shapes`.")
 
 
-def _load_classes(name: str, size: int, download: bool) -> ImageData:
-    """CIFAR-10, MNIST or Fashion-MNIST: torchvision's own files, NAME.zip, a folder NAME, torchvision's download."""
-    class_name, title, own_files = {
-        "cifar10": ("CIFAR10", "CIFAR-10", "cifar-10-batches-py"),
-        "mnist": ("MNIST", "MNIST", "MNIST/raw"),
-        "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "FashionMNIST/raw")}[name]
-    root, dataset = data_root(), getattr(import_torchvision().datasets, class_name)
-
-    def from_torchvision(fetch: bool) -> ImageData:
-        if not fetch and not (root / own_files).is_dir():
-            raise DatasetUnavailable("not there")
-        train, test = dataset(str(root), train=True, download=fetch), dataset(str(root), train=False, download=fetch)
-        nhwc = [torch.as_tensor(part.data).reshape(len(part.data), *part.data.shape[1:3], -1) for part in (train, test)]
-        images = torch.cat(nhwc).permute(0, 3, 1, 2)
-        labels = torch.cat([torch.as_tensor(train.targets), torch.as_tensor(test.targets)])
-        order, counts = _assign_splits(["train"] * len(train.data) + ["test"] * len(test.data))
-        images = images[order].contiguous()
-        if images.shape[-1] != size:
-            images = import_torchvision().transforms.functional.resize(images, [size, size], antialias=True)
-        return _image_data(name, title, images, labels[order], counts, train.classes)
-
-    attempts = {f"{root / own_files} (torchvision's files)": lambda: from_torchvision(fetch=False)}
-    attempts |= {str(path): lambda path=path: _load_tree(name, title, path, size) for path in (root / f"{name}.zip", root / name)}
-    return _first_that_works(title, attempts, (lambda: from_torchvision(fetch=True)) if download else None,
-                             f"put torchvision's files or {name}.zip (images as {{train,test}}/<class>/…) into {root}")
+def _load_torchvision(name: str, title: str, path: Path, size: int) -> ImageData:
+    """CIFAR-10, MNIST or Fashion-MNIST in torchvision's own files."""
+    if not path.is_dir():
+        raise DatasetUnavailable("not there")
+    torchvision = import_torchvision()
+    dataset = getattr(torchvision.datasets, title.replace("-", ""))   # CIFAR-10 is its CIFAR10
+    halves = [dataset(str(data_root()), train=train) for train in (True, False)]
+    images, labels = (torch.from_numpy(np.concatenate([getattr(half, a) for half in halves])) for a in ("data", "targets"))
+    images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
+    rows = _assign_splits(["train"] * len(halves[0].data) + ["test"] * len(halves[1].data))
+    resize = partial(torchvision.transforms.functional.resize, size=[size, size])
+    splits = [Split(resize(images[some].contiguous()), labels[some]) for some in rows]
+    return ImageData(name, title, *splits, tuple(halves[0].classes))
 
 
 def _load_folder(data_dir: str | os.PathLike | None, size: int) -> ImageData:
@@ -385,215 +381,150 @@ def _load_folder(data_dir: str | os.PathLike | None, size: int) -> ImageData:
 
 def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
     """A folder or zip of images: flat, <class>/… or {train,test}/<class>/…, in any common top folder."""
-    files = _Files(path)
-    parts = {n: n.split("/") for n in files.names if Path(n).suffix.lower() in IMAGE_SUFFIXES}
-    if not parts:
-        raise DatasetUnavailable(f"no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    files = _open(path)
+    parts = {n: n.split("/") for n in files if Path(n).suffix.lower() in IMAGE_SUFFIXES}
     while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
         parts = {n: p[1:] for n, p in parts.items()}   # a folder that holds everything says nothing
     known = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
-    named = {known[p[0].lower()] for p in parts.values() if p[0].lower() in known}
-    if named >= {"train", "test"}:
-        entries = [(n, known[p[0].lower()], p[1:]) for n, p in parts.items() if p[0].lower() in known]
-    elif named & {"train", "test"}:
+    splits = {n: known.get(p[0].lower(), "") for n, p in parts.items()}
+    named = {"train", "test"} & set(splits.values())
+    if len(named) == 1:
         raise DatasetUnavailable("of the folders train and test only one is there, name both or neither")
-    else:
-        entries = [(n, "", p) for n, p in parts.items()]
-    if len(entries) < 3:
-        raise DatasetUnavailable(f"{len(entries)} image(s) there, and train, validation and test need one each")
-    names, splits, rests = zip(*entries)
-    classes = sorted({p[0] if len(p) > 1 else "" for p in rests})
-    labels = torch.tensor([classes.index(p[0] if len(p) > 1 else "") for p in rests])
-    if name == "cifar10" and any(n.lower().endswith((".jpg", ".jpeg")) for n in names):
+    if named:
+        parts = {n: p[1:] for n, p in parts.items() if splits[n]}
+    if len(parts) < 3:
+        raise DatasetUnavailable(f"{len(parts) or 'no'} images there ({', '.join(sorted(IMAGE_SUFFIXES))}), "
+                                 "and train, validation and test need one each")
+    classes, labels = np.unique([p[0] if len(p) > 1 else "" for p in parts.values()], return_inverse=True)
+    if name == "cifar10" and any(n.lower().endswith((".jpg", ".jpeg")) for n in parts):
         title += " (JPEG copy)"
-    images, labels, counts = _decoded(files, names, labels, splits, size, crop=None)
-    return _image_data(name, title, images, labels, counts, classes)
+    found = _decoded(path, {n: files[n] for n in parts}, torch.from_numpy(labels), [splits[n] for n in parts], size)
+    return ImageData(name, title, *found, tuple(classes.tolist()))
 
 
-def _load_celeba(size: int, download: bool) -> ImageData:
+def _load_celeba(name: str, title: str, path: Path, size: int) -> ImageData:
     """CelebA in its official files or in Kaggle's, whole or a subset; attributes as bool (N, 40)."""
-    root = data_root()
-    folder, archive = root / "celeba", root / "celeba.zip"
-
-    def fetch() -> ImageData:
-        import_torchvision().datasets.CelebA(str(root), download=True)
-        return _read_celeba(folder / "img_align_celeba", folder, size)
-
-    places = {path: folder for path in (folder / "img_align_celeba", folder / "img_align_celeba.zip", folder)} | {archive: archive}
-    attempts = {str(path): lambda path=path, beside=beside: _read_celeba(path, beside, size) for path, beside in places.items()}
-    return _first_that_works("CelebA", attempts, fetch if download else None,
-                             f"put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's folder and .csv) "
-                             f"into {folder}; when the official download's daily quota is used up, Kaggle's copy has none")
-
-
-def _read_celeba(path: Path, tables: Path, size: int) -> ImageData:
-    """The images in a folder or zip, with the attribute and partition tables of another (or the same) one."""
-    files = _Files(path)
-    tables = files if tables == path else _Files(tables)
-    names = {n.rsplit("/", 1)[-1]: n for n in files.names if n.lower().endswith((".jpg", ".png"))}
-    if not names:
-        raise DatasetUnavailable("no images in it")
+    files = _open(path)
+    tables = _open(path.parent) if path.stem == "img_align_celeba" else files   # beside the images, or among them
     columns, rows = _celeba_table(tables, "list_attr_celeba")
-    if not columns:
-        raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
     _, partition = _celeba_table(tables, "list_eval_partition")
-    both = [n for n in sorted(names) if n in rows]
+    images = {n.rsplit("/", 1)[-1]: n for n in files if n.lower().endswith((".jpg", ".png"))}
+    both = sorted(images.keys() & rows.keys())
+    if not rows:
+        raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
     if len(both) < 3:
-        raise DatasetUnavailable("its images are not the ones in list_attr_celeba")
-    if len(both) < len(names):
-        print(f"CelebA: {len(names) - len(both):,} images without a row of attributes are left out.")
-    splits = [{0: "train", 1: "val", 2: "test"}.get(partition[n][0], "") if n in partition else "" for n in both]
-    if not {"train", "test"} <= set(splits):   # no partition file, or a subset that lies in one part of it
-        splits = [""] * len(both)
+        raise DatasetUnavailable(f"its {len(images):,} images are not the ones in list_attr_celeba")
+    if len(both) < len(images):
+        print(f"CelebA: {len(images) - len(both):,} images without a row of attributes are left out.")
+    splits = [{(0,): "train", (1,): "val", (2,): "test"}.get(partition.get(n), "") for n in both]
     attributes = torch.tensor([rows[n] for n in both]) > 0
-    images, attributes, counts = _decoded(files, [names[n] for n in both], attributes, splits, size,
-                                          crop=148 / 178)   # the usual 148-pixel square of the 178x218 images
-    title = "CelebA" if len(both) == 202_599 else f"CelebA ({len(both):,} images)"
-    return _image_data("celeba", title, images, attributes, counts, columns)
+    found = _decoded(path, {images[n]: files[images[n]] for n in both}, attributes, splits, size,
+                     crop=148 / 178)   # the usual 148-pixel square of the 178x218 images
+    return ImageData(name, title if len(both) == 202_599 else f"{title} ({len(both):,} images)", *found, columns)
 
 
-def _celeba_table(files: _Files, stem: str) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Column names and integer rows by image name, from the official .txt or Kaggle's .csv."""
-    for file_name in sorted(files.names):
-        base = file_name.rsplit("/", 1)[-1]
-        if base not in (f"{stem}.txt", f"{stem}.csv"):
-            continue
-        text = files.read(file_name).decode("utf-8-sig").splitlines()
-        lines = list(csv.reader(text)) if base.endswith(".csv") else [line.split() for line in text]
-        lines = [line for line in lines if line]
-        header = next((line for line in lines if len(line) > 1 and not line[1].lstrip("-").isdigit()), ["value"])
-        columns = tuple(c for c in header if c not in ("image_id", "image"))
-        return columns, {r[0]: [int(v) for v in r[1:]] for r in lines if r[0].endswith((".jpg", ".png"))}
-    return (), {}
+def _celeba_table(files: dict[str, Callable[[], bytes]], stem: str) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Column names and whole numbers by image name, from the official .txt or Kaggle's .csv."""
+    text = next((read() for n, read in files.items() if n.rsplit("/", 1)[-1] in (f"{stem}.txt", f"{stem}.csv")), b"")
+    lines = [line.replace(",", " ").replace('"', " ").split() for line in text.decode("utf-8-sig").splitlines()]
+    rows = {cells[0]: tuple(map(int, cells[1:])) for cells in lines if cells and cells[0].endswith((".jpg", ".png"))}
+    header = [["value"], *(cells for cells in lines if cells and cells[0] not in rows)][-1]
+    return tuple(c for c in header if c not in ("image_id", "image")), rows
 
 
-class _Files:
-    """The files below a folder, or in a zip that is read without unpacking it."""
-
-    def __init__(self, path: Path):
-        self.path, self.zip = path, None
-        if not path.exists():
-            raise DatasetUnavailable("not there")
-        if path.is_dir():
-            self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        else:
-            try:
-                self.zip = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError) as err:
-                raise DatasetUnavailable(f"not a readable zip ({_first_line(err)}), get it again") from None
-            self.names = sorted(n for n in self.zip.namelist() if not n.endswith("/") and "__MACOSX" not in n)
-
-    def read(self, name: str) -> bytes:
-        return self.zip.read(name) if self.zip else (self.path / name).read_bytes()
-
-    def signature(self) -> str:
-        """Changes when the files do: name, size and time of the zip, or of every file in the folder."""
-        paths = [self.path] if self.zip else [self.path / n for n in self.names]
-        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-        return hashlib.sha256(repr(stats).encode()).hexdigest()
+def _open(path: Path) -> dict[str, Callable[[], bytes]]:
+    """What reads each file below a folder, or in a zip without unpacking it; by name, and in the order of the names."""
+    if not path.exists():
+        raise DatasetUnavailable("not there")
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p.read_bytes for p in path.rglob("*") if p.is_file()}
+    else:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as err:
+            raise DatasetUnavailable(f"not a readable zip ({_first_line(err)}), get it again") from None
+        files = {n: partial(archive.read, n) for n in archive.namelist() if not n.endswith("/") and "__MACOSX" not in n}
+    return dict(sorted(files.items()))
 
 
-def _assign_splits(named: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """Indices ordered train, validation, test, each shuffled with the fixed seed, and the three counts.
+def _assign_splits(named: Sequence[str]) -> list[Tensor]:
+    """The indices of the training, validation and test images, each shuffled with the fixed seed.
 
-    Where the source names train and test only, a tenth of train (at most 5,000) becomes validation; where it names
-    nothing, the images are dealt 80/10/10. Shuffling makes the first k images of a split a fair sample of it: VAE_FAST=1
+    Where the source names train and test only, a tenth of train (at most 5,000) becomes validation; where it does not
+    name both, all images are dealt 80/10/10. Shuffling makes the first k images of a split a fair sample of it: VAE_FAST=1
     keeps FAST_SIZES of them.
     """
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
-    shuffled = torch.randperm(len(named), generator=generator).tolist()
-    groups = {s: [i for i in shuffled if named[i] == s] for s in ("train", "val", "test")}
-    if not groups["train"]:
+    shuffled = torch.randperm(len(named), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    found = np.array(named)[shuffled]
+    train, val, test = (shuffled[torch.from_numpy(found == s)] for s in ("train", "val", "test"))
+    if not (len(train) and len(test)):
         tenth = max(1, len(shuffled) // 10)
-        groups = {"val": shuffled[:tenth], "test": shuffled[tenth:2 * tenth], "train": shuffled[2 * tenth:]}
-    elif not groups["val"]:
-        held = min(5000, max(1, len(groups["train"]) // 10))
-        groups["val"], groups["train"] = groups["train"][:held], groups["train"][held:]
-    parts = [groups["train"], groups["val"], groups["test"]]
-    if switched_on("VAE_FAST"):
-        parts = [part[:size] for part, size in zip(parts, FAST_SIZES)]
-    return torch.tensor(sum(parts, [])), [len(p) for p in parts]
+        val, test, train = shuffled[:tenth], shuffled[tenth:2 * tenth], shuffled[2 * tenth:]
+    elif not len(val):
+        held = min(5000, max(1, len(train) // 10))
+        val, train = train[:held], train[held:]
+    return _fast([train, val, test])
 
 
-def _decoded(files: _Files, names: Sequence[str], labels: Tensor, splits: Sequence[str], size: int,
-             crop: float | None) -> tuple[Tensor, Tensor, list[int]]:
-    """Images and labels ordered train, validation, test, and the counts; decoded, or taken from the cache.
+def _fast(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Under VAE_FAST=1 the first of each split, so that no test image is one that a full run trained on."""
+    return [part[:n] for part, n in zip(parts, FAST_SIZES)] if switched_on("VAE_FAST") else parts
+
+
+def _decoded(path: Path, files: dict[str, Callable[[], bytes]], labels: Tensor, splits: Sequence[str], size: int,
+             crop: float = 1.0) -> list[Split]:
+    """The train, validation and test splits of the images in a folder or zip; decoded, or taken from the cache.
 
     Files that cannot be read as images are named, skipped and counted.
     """
-    order, counts = _assign_splits(splits)
-    key = hashlib.sha256(repr((CACHE_VERSION, files.signature(), size, crop, counts, list(names), list(splits))).encode()).hexdigest()
-    path = Path(os.environ.get("VAE_CACHE") or Path.home() / ".cache" / "vae_helpers") / f"{key[:32]}.safetensors"
-    cached = _read_cache(path, key)
-    if cached is None:
-        images = np.empty((len(order), 3, size, size), np.uint8)
-        good, grey = np.zeros(len(order), bool), np.zeros(len(order), bool)
-
-        def decode(chunk: np.ndarray) -> None:   # each thread fills its own rows
-            for row in chunk:
-                try:
-                    images[row], grey[row] = _decode(files.read(names[order[row]]), size, crop)
-                    good[row] = True
-                except Exception:   # PIL raises many kinds on a broken file; it is named and counted below
-                    pass
-
-        chunks = np.array_split(np.arange(len(order)), max(1, len(order) // 200))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in progress_bar(pool.map(decode, chunks), total=len(chunks), desc=f"decoding {files.path.name}"):
-                pass
-        images = images if good.all() else images[good]
-        images = images[:, :1].copy() if grey[good].all() else images
-        which = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))   # the split of each row
-        keep = torch.from_numpy(good)
-        cached = ({"images": torch.from_numpy(images), "index": order[keep], "which": which[keep]},
-                  sorted(names[i] for i in order[~keep]))
-        _write_cache(path, key, *cached)
-    tensors, broken = cached
-    if broken:
-        shown = ", ".join(broken[:5]) + (" …" if len(broken) > 5 else "")
-        print(f"{files.path}: {len(broken)} of {len(names)} files could not be read as images and are skipped: {shown}")
-    counts = torch.bincount(tensors["which"], minlength=3).tolist()
-    if min(counts) < 1:
+    rows = _assign_splits(splits)
+    counts, every = [len(part) for part in rows], list(files)
+    names = [every[i] for i in torch.cat(rows).tolist()]
+    stats = [(p.stat().st_size, p.stat().st_mtime_ns) for p in ([path / n for n in names] if path.is_dir() else [path])]
+    key = hashlib.sha256(repr((CACHE_VERSION, path.resolve(), stats, size, crop, counts, names)).encode()).hexdigest()
+    cache = Path(os.environ.get("VAE_CACHE") or Path.home() / ".cache" / "vae_helpers") / f"{key[:32]}.safetensors"
+    try:
+        found = safetensors.torch.load_file(cache)   # memory-mapped
+        images, good = found["images"], found["good"]
+    except (OSError, safetensors.SafetensorError, KeyError):   # missing, cut short, somebody else's
+        pixels, readable, channels = np.empty((len(names), 3, size, size), np.uint8), np.zeros(len(names), bool), 1
+        with ThreadPool() as pool:
+            decoded = pool.imap(lambda name: _decode(files[name], size, crop), names, chunksize=200)
+            for row, image in enumerate(progress_bar(decoded, total=len(names), desc=f"decoding {path.name}")):
+                if image is not None:
+                    pixels[row], readable[row], channels = image, True, max(channels, len(image))
+        pixels = pixels if readable.all() else pixels[readable]
+        images, good = torch.from_numpy(pixels)[:, :channels].contiguous(), torch.from_numpy(readable)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            _write_atomically(cache, lambda p: safetensors.torch.save_file({"images": images, "good": good}, p))
+        except (OSError, safetensors.SafetensorError) as err:
+            print(f"The decoded images could not be cached in {cache.parent} ({_first_line(err)}); they are decoded again next time.")
+    if broken := sorted(n for n, ok in zip(names, good.tolist()) if not ok):
+        print(f"{path}: {len(broken)} of {len(files)} files could not be read as images and are skipped: "
+              f"{', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}")
+    labels = [labels[part[ok]] for part, ok in zip(rows, good.split(counts))]
+    if not all(map(len, labels)):
         raise DatasetUnavailable("too few readable images: train, validation and test need one each")
-    return tensors["images"], labels[tensors["index"]], counts
+    return list(map(Split, images.split([len(part) for part in labels]), labels))
 
 
-def _decode(raw: bytes, size: int, crop: float | None) -> tuple[np.ndarray, bool]:
-    """Bytes of an image file → uint8 (3, size, size), and whether it is grey.
+def _decode(read: Callable[[], bytes], size: int, crop: float) -> np.ndarray | None:
+    """An image file → uint8 (3, size, size), of a grey one (1, size, size); None when it cannot be read as an image.
 
     The centre square is cut out (crop: its side as a share of the width) and resized.
     """
-    image = Image.open(io.BytesIO(raw))
-    image = ImageOps.exif_transpose(image)
-    grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
-    if image.mode.startswith("I;16"):       # 16 bits: Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    side = round(image.width * crop) if crop else min(image.size)
-    side = min(side, *image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if (side, side) != image.size or side != size:
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(read())))
+        if image.mode.startswith("I;16"):       # 16 bits: Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("L" if image.mode in ("1", "L", "LA", "I", "F") else "RGB")
+        side = min(round(image.width * crop), *image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return np.asarray(image).transpose(2, 0, 1), grey
-
-
-def _read_cache(path: Path, key: str) -> tuple[dict[str, Tensor], list[str]] | None:
-    """What was cached under this key (memory-mapped by safetensors), or None: missing, cut short, somebody else's."""
-    try:
-        with safetensors.safe_open(path, "pt") as f:
-            if (f.metadata() or {}).get("key") != key:
-                return None
-            return {k: f.get_tensor(k) for k in ("images", "index", "which")}, json.loads(f.metadata()["broken"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+        return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
+    except Exception:   # PIL raises many kinds on a broken file
         return None
-
-
-def _write_cache(path: Path, key: str, tensors: dict[str, Tensor], broken: list[str]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, lambda p: safetensors.torch.save_file(tensors, p, {"key": key, "broken": json.dumps(broken)}))
-    except (OSError, safetensors.SafetensorError) as err:
-        print(f"The decoded images could not be cached in {path.parent} ({_first_line(err)}); they are decoded again next time.")
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -604,12 +535,6 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _image_data(name, title, images, labels, counts, label_names) -> ImageData:
-    """Cut tensors ordered train, validation, test into an ImageData."""
-    splits = [Split(i, t) for i, t in zip(images.split(counts), labels.split(counts))]
-    return ImageData(name, title, *splits, label_names=tuple(label_names))
 
 
 def _first_line(err: BaseException) -> str:
@@ -627,36 +552,29 @@ def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
     """
     shape, hue, background, size, x, y, rotation = factors.T[..., None, None].float()   # each (N, 1, 1)
     grid = (torch.arange(image_size) + 0.5) / image_size * 2 - 1                        # pixel centres in [-1, 1]
-    r = 0.22 + 0.09 * size
+    a = 0.22 + 0.09 * size
+    b = 0.6 * a
     u = grid[None, None, :] - (x / 7 - 0.5) * 0.9
     v = grid[None, :, None] - (y / 7 - 0.5) * 0.9
     angle = rotation / 8 * math.pi
     u, v = u * angle.cos() + v * angle.sin(), v * angle.cos() - u * angle.sin()
-    a, b = r, 0.6 * r
     ellipse = (((u / a) ** 2 + (v / b) ** 2).sqrt() - 1) * b
     rectangle = torch.maximum(u.abs() - a * 0.9, v.abs() - b * 0.8)
-    slope = math.hypot(2.0, 0.8)   # an isosceles triangle: base at u = -a, tip at u = a
-    triangle = torch.maximum(-u - a, (0.8 * (u - a) + 2.0 * v.abs()) / slope)
+    triangle = torch.maximum(-u - a, (0.8 * (u - a) + 2.0 * v.abs()) / math.hypot(2.0, 0.8))   # base at u = -a, tip at u = a
     distance = torch.where(shape == 0, ellipse, torch.where(shape == 1, rectangle, triangle))
     inside = (0.5 - distance * image_size / 2).clamp(0, 1)[:, None]                     # (N, 1, H, W)
-    colours = lambda s, v: torch.tensor([colorsys.hsv_to_rgb(i / 10, s, v) for i in range(10)])   # noqa: E731
-    front = colours(0.85, 0.95)[hue.flatten().long()][..., None, None]
-    back = colours(0.45, 0.45)[background.flatten().long()][..., None, None]
+    front, back = (torch.tensor([colorsys.hsv_to_rgb(i / 10, *sv) for i in range(10)])[level.flatten().long()][..., None, None]
+                   for level, sv in ((hue, (0.85, 0.95)), (background, (0.45, 0.45))))
     return ((front * inside + back * (1 - inside)) * 255).round().byte()
 
 
 def _load_shapes(size: int) -> ImageData:
     counts = (3000, 500, 1000)   # training takes minutes on two CPU cores
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
-    sizes = torch.tensor(list(SHAPE_FACTORS.values()))
-    combinations = int(sizes.prod())   # 614,400: distinct ones, so that the splits share no image
-    chosen = torch.randperm(combinations, generator=generator)[:sum(counts)]
-    if switched_on("VAE_FAST"):    # the first of each split, so that no test image is one that a full run trained on
-        chosen = torch.cat([part[:n] for part, n in zip(chosen.split(counts), FAST_SIZES)])
-        counts = FAST_SIZES
-    factors = torch.stack(torch.unravel_index(chosen, tuple(sizes.tolist())), dim=1)
-    images = torch.cat([draw_shapes(part, size) for part in factors.split(500)])
-    return _image_data("shapes", "shapes (synthetic)", images, factors, list(counts), tuple(SHAPE_FACTORS))
+    levels = tuple(SHAPE_FACTORS.values())   # 614,400 combinations: distinct ones, so that the splits share no image
+    chosen = torch.randperm(math.prod(levels), generator=torch.Generator().manual_seed(SPLIT_SEED))[:sum(counts)]
+    parts = _fast(torch.stack(torch.unravel_index(chosen, levels), dim=1).split(counts))
+    splits = [Split(torch.cat([draw_shapes(some, size) for some in part.split(500)]), part) for part in parts]
+    return ImageData("shapes", "shapes (synthetic)", *splits, tuple(SHAPE_FACTORS))
 
 
 def to_input(images: Tensor, config: Config) -> Tensor:
