@@ -113,10 +113,17 @@ def path_lengths(model: vae.VAE, images: torch.Tensor, net, seed: int) -> dict:
     for method in ("linear", "spherical"):
         decode = lambda z: vae.decode_images(model, z)   # noqa: E731
         lengths = vae.perceptual_path_length(decode, lambda x: vae.image_features(x, net), mu[:half], mu[half:2 * half], method, seed=seed)
-        path = decode(vae.interpolate_latents(mu[:200], mu[half:half + 200], 11, method))
+        path = decode(vae.interpolate_latents(mu[:half][:200], mu[half:2 * half][:200], 11, method))
         result |= {f"ppl_{method}": lengths.mean().item(), f"ppl_{method}_se": vae.standard_error(lengths),
                    f"step_unevenness_{method}": vae.step_unevenness(path).mean().item()}
     return result
+
+
+def storable(value):
+    """Numbers that JSON does not know (the PSNR of a perfect copy, the unevenness of no steps at all) become null."""
+    if isinstance(value, dict):
+        return {k: storable(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def report(metrics: dict) -> str:
@@ -138,6 +145,8 @@ def main(argv: list[str] | None = None) -> dict:
             raise vae.VAEError(f"--{name} must be at least {least}, not {getattr(args, name)}.")
     if abs(args.seed) >= 2 ** 63:
         raise vae.VAEError(f"--seed must be a whole number of at most 63 bits, not {args.seed}.")
+    if args.fid is not None and args.quick:
+        raise vae.VAEError("--fid is one of the long measures that --quick leaves out: give one of the two.")
     inception = None if args.fid is None else vae.Inception(args.fid or None)   # fails before the long part
     start = time.perf_counter()
     folder = args.run or newest_run()
@@ -203,14 +212,14 @@ def main(argv: list[str] | None = None) -> dict:
                 rows = torch.cat([sets[name][:10], data.train.images[nearest[name][:10]].float() / 255])
                 save_grid(rows, out / f"nearest_{name}.png", columns=10)
             save_grid(sets["samples_mixture"][:shown], out / "samples_mixture.png", columns=min(shown, 8))
-    metrics["seconds"] = round(time.perf_counter() - start, 1)
+    metrics = storable(metrics | {"seconds": round(time.perf_counter() - start, 1)})
     vae.write_json(out / "metrics.json", metrics)
     (out / "report.md").write_text(report(metrics))
     for part, values in metrics.items():
         if isinstance(values, dict):
             print(part)
             for key, value in values.items():
-                if not isinstance(value, list):
+                if isinstance(value, (int, float)):
                     print(f"  {key:28} {value:,.4f}" if isinstance(value, float) else f"  {key:28} {value:,}")
     print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return metrics

@@ -30,6 +30,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from functools import partial
@@ -192,6 +193,8 @@ class Config:
         if self.arch == "conv" and self.image_size >> self.depth < 1:
             raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: "
                            f"use depth {int(math.log2(self.image_size))} or less.")
+        if self.norm == "batch" and self.batch_size < 2:
+            raise VAEError("Batch normalisation needs a batch_size of at least 2, not 1.")
         if self.arch == "fc" and (self.norm != "none" or self.residual):
             raise VAEError("norm and residual are for arch conv: the fully connected model is kept plain.")
         if self.arch == "fc" and self.width >> (self.depth - 1) < 1:
@@ -217,7 +220,7 @@ class Config:
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" is what the ablation table in
 # README.md left standing: it costs more time per epoch, and its nats cannot be compared with the assignment's.
 PRESETS = {"assignment": {},
-           "best": {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999}}
+           "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1, "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999}}
 
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -748,9 +751,10 @@ def count_parameters(model: nn.Module) -> int:
 def count_flops(model: VAE) -> int:
     """Floating-point operations of one forward pass of one image (a multiply-add counts two), by PyTorch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
-    c = model.config
+    c, training = model.config, model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, c.channels, c.image_size, c.image_size, device=model.device))
+        model.eval()(torch.zeros(1, c.channels, c.image_size, c.image_size, device=model.device))
+    model.train(training)
     return counter.get_total_flops()
 
 
@@ -782,7 +786,7 @@ def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str, sigma: Tensor
         return (torch.tanh(x_raw) - x).square().flatten(1).sum(1)
     squared = (torch.sigmoid(x_raw) - x).square().flatten(1)
     # the loss is flat in sigma at its best value, so no gradient needs to pass through it
-    variance = squared.mean().detach() if sigma is None else torch.as_tensor(sigma, device=x.device).square()
+    variance = squared.mean().detach().clamp(min=1e-8) if sigma is None else torch.as_tensor(sigma, device=x.device).square()
     return 0.5 * (squared.sum(1) / variance + squared.shape[1] * torch.log(2 * math.pi * variance))
 
 
@@ -862,7 +866,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
     device = model.device
     images = data.train.images.to(device)                      # uint8: a quarter of float32, small enough to stay
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    steps = math.ceil(len(images) / config.batch_size)         # in one epoch
+    steps = len(_batches(len(images), config, torch.Generator()))   # in one epoch
     schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
         optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
     average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
@@ -873,7 +877,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
     for epoch in range(1, config.epochs + 1):
         model.train()
         sums = torch.zeros(2, device=device)
-        batches = torch.randperm(len(images), generator=order_rng).split(config.batch_size)
+        batches = _batches(len(images), config, order_rng)
         bar = progress_bar(batches, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress)
         seen = 0
         for step, indices in enumerate(bar):
@@ -915,6 +919,16 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
             model.load_state_dict(moving)
     model.eval()
     return history
+
+
+def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
+    """The indices of n images, shuffled, in batches. Batch normalisation has no variance from one image: it is joined to others."""
+    batches = list(torch.randperm(n, generator=generator).split(config.batch_size))
+    if config.norm == "batch" and len(batches[-1]) == 1:
+        if n == 1:
+            raise VAEError("Batch normalisation needs at least 2 training images: add images, or use norm none.")
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _ema(decay: float) -> Callable:
@@ -1022,6 +1036,8 @@ def iwae_nats(model: VAE, images: Tensor, k: int = 500, *, seed: int = 0, decode
     c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
     if c.model == "ae":
         raise VAEError("An autoencoder has no likelihood to bound: measure a model vae.")
+    if k < 1:
+        raise VAEError(f"k must be at least 1, not {k}.")
     bounds = []
     with torch.no_grad():
         for image in images:
@@ -1048,30 +1064,36 @@ def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, *, seed: int = 0) -
     """
     from scipy.optimize import minimize_scalar   # heavy libraries are imported where they are used
 
-    def sampled(part: Tensor) -> tuple[Tensor, Tensor]:
+    if model.config.model == "ae":
+        raise VAEError("An autoencoder's code has no price in bits: measure a model vae.")
+    def sampled(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mu, logvar = encode_images(model, part)
-        if model.config.model == "ae":
-            raise VAEError("An autoencoder's code has no price in bits: measure a model vae.")
-        return decode_images(model, reparameterize(mu, logvar, torch.Generator().manual_seed(seed))), kl_nats(mu, logvar)
+        return decode_images(model, reparameterize(mu, logvar, generator)), kl_nats(mu, logvar)
 
-    mean, _ = sampled(tuning)
+    mean, _ = sampled(tuning, torch.Generator().manual_seed(seed))
     cost = lambda log_scale: discretised_logistic_nats(mean, tuning, math.exp(log_scale)).mean().item()   # noqa: E731
     scale = math.exp(minimize_scalar(cost, bounds=(math.log(0.1), math.log(100)), method="bounded", options={"xatol": 1e-3}).x)
-    bits = []
+    bits, generator = [], torch.Generator().manual_seed(seed)
     for part in images.split(1000):
-        mean, kl = sampled(part)
+        mean, kl = sampled(part, generator)
         bits.append((discretised_logistic_nats(mean, part, scale) + kl).double() / (part[0].numel() * math.log(2)))
     bits = torch.cat(bits)
     return {"bits_per_dim": bits.mean().item(), "bits_per_dim_se": standard_error(bits), "logistic_scale_grey_levels": scale}
 
 
 def picture_metrics(x_hat: Tensor, images: Tensor) -> dict[str, float]:
-    """mse, psnr_db and ssim of float x_hat in [0, 1] against uint8 or float images, (N, C, H, W) twice: means over images."""
+    """mse, psnr_db and ssim of float x_hat in [0, 1] against uint8 or float images, (N, C, H, W) twice: means over images.
+
+    Images of less than 6 pixels have no ssim.
+    """
     metrics = _torchmetrics().functional.image
     x = images.float() / 255 if images.dtype == torch.uint8 else images
-    ssim = [metrics.structural_similarity_index_measure(a, b, data_range=1.0, reduction="none") for a, b in zip(x_hat.split(500), x.split(500))]
-    return {"mse": (x_hat - x).square().mean().item(), "ssim": torch.cat([s.reshape(-1) for s in ssim]).mean().item(),
-            "psnr_db": metrics.peak_signal_noise_ratio(x_hat, x, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean").item()}
+    result = {"mse": (x_hat - x).square().mean().item(),
+              "psnr_db": metrics.peak_signal_noise_ratio(x_hat, x, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean").item()}
+    if min(x.shape[2:]) > 5:   # half of SSIM's window
+        ssim = [metrics.structural_similarity_index_measure(a, b, data_range=1.0, reduction="none") for a, b in zip(x_hat.split(500), x.split(500))]
+        result["ssim"] = torch.cat([s.reshape(-1) for s in ssim]).mean().item()
+    return result
 
 
 def _torchmetrics():
@@ -1307,14 +1329,17 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     return torch.where(sine > 1e-4, arc, torch.lerp(a, b, t))
 
 
+METHODS = {"linear": torch.lerp, "spherical": slerp}
+
+
 def interpolate_latents(z_a: Tensor, z_b: Tensor, num: int, method: str = "linear") -> Tensor:
     """num latents from z_a to z_b, both ends included: (..., D) twice → (num, ..., D)."""
     if not isinstance(num, int) or num < 2:
         raise VAEError(f"num_interpolations must be a whole number of at least 2 (the two ends), not {num!r}.")
-    if method not in ("linear", "spherical"):
+    if method not in METHODS:
         raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")
     t = torch.linspace(0, 1, num).reshape(-1, *[1] * z_a.ndim)
-    path = torch.lerp(z_a[None], z_b[None], t) if method == "linear" else slerp(z_a[None], z_b[None], t)
+    path = METHODS[method](z_a[None], z_b[None], t)
     path[0], path[-1] = z_a, z_b   # exact ends, free of rounding
     return path
 
@@ -1396,22 +1421,39 @@ def sample_images(model: VAE, n: int, **region) -> Tensor:
     return decode_images(model, sample_latents(n, model.config.latent_dim, **region))
 
 
-def fit_density(z: Tensor, components: int = 10, *, seed: int = 0):
+class Density(NamedTuple):
+    """A Gaussian mixture: weights (K,), means (K, D), and Cholesky factors of its covariances (K, D, D), all float64."""
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+
+def fit_density(z: Tensor, components: int = 10, *, seed: int = 0) -> Density:
     """A Gaussian mixture with full covariances on latents (N, D): ex-post density estimation (Ghosh et al. 2020, section 4).
 
-    Fit it to z ~ q(z|x) of training images; sample_density draws from it where the prior misses the codes. It is
-    scikit-learn's GaussianMixture. Raises VAEError with fewer latents than components.
+    Fit it to z ~ q(z|x) of training images; sample_density then draws where the prior misses the codes. By scikit-learn's EM,
+    which is stopped after 50 rounds: more change the samples little. Raises VAEError with fewer latents than components.
     """
     from sklearn.mixture import GaussianMixture
-    if not 1 <= components <= len(z):
-        raise VAEError(f"components must be from 1 to the number of latents, {len(z)}, not {components}.")
-    return GaussianMixture(components, reg_covar=1e-4, max_iter=50, tol=1e-2, random_state=seed).fit(z.double().numpy())
+    if len(z) < 2 or not 1 <= components <= len(z):
+        raise VAEError(f"A mixture needs at least 2 latents and from 1 to as many components, not {components} for {len(z)} latents.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)   # that EM has not converged
+        fitted = GaussianMixture(components, reg_covar=1e-4, max_iter=50, tol=1e-2, random_state=seed % 2 ** 32).fit(z.float().numpy())
+    weights, means, covariances = (torch.from_numpy(a).double() for a in (fitted.weights_, fitted.means_, fitted.covariances_))
+    return Density(weights, means, torch.linalg.cholesky(covariances))
 
 
-def sample_density(density, n: int, *, seed: int = 0) -> Tensor:
-    """n latents (n, D) from what fit_density gives, in random order."""
-    z, _ = density.set_params(random_state=seed).sample(n)
-    return torch.from_numpy(z).float()[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+def sample_density(density: Density, n: int, *, seed: int = 0) -> Tensor:
+    """n latents (n, D) from a mixture, seeded."""
+    generator = torch.Generator().manual_seed(seed)
+    component = torch.multinomial(density.weights, n, replacement=True, generator=generator)
+    noise = torch.randn(n, density.means.shape[1], generator=generator, dtype=torch.float64)
+    z = density.means[component]
+    for k, factor in enumerate(density.factors):   # one factor for all of its draws, not a copy for each
+        z[component == k] += noise[component == k] @ factor.T
+    return z.float()
 
 
 def sample_codes(model: VAE, images: Tensor, *, seed: int = 0) -> Tensor:
@@ -1441,7 +1483,9 @@ def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callabl
     |features(decode(at t + epsilon)) - features(decode(at t))|^2 / epsilon^2 (Karras et al. 2019, section 4.1), in squared units
     of the features. t is uniform and the same for the same seed, so that methods are compared at the same points.
     """
-    interpolate = {"linear": torch.lerp, "spherical": slerp}[method]
+    if method not in METHODS:
+        raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")
+    interpolate = METHODS[method]
     t = torch.rand(len(z_a), 1, generator=torch.Generator().manual_seed(seed)) * (1 - epsilon)
     here, there = (features(decode(interpolate(z_a, z_b, at))) for at in (t, t + epsilon))
     return (there - here).square().flatten(1).sum(1) / epsilon ** 2
@@ -1596,21 +1640,28 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
     return plot_rows(rows, title, labels)
 
 
-def plot_along_path(curves: dict[str, Tensor], title: str, ylabel: str, reference: dict[str, float] | None = None,
-                    steps: bool = False) -> plt.Figure:
-    """One number per position t on the way from 0 to 1, or per step between two positions, with named horizontal lines."""
+def plot_curves(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str,
+                reference: dict[str, float] | None = None) -> plt.Figure:
+    """Named curves (xs, ys), with named horizontal lines for comparison."""
     fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
-    for name, values in curves.items():
-        n = len(values)
-        ax.plot((np.arange(n) + 0.5) / n if steps else np.linspace(0, 1, n), values, marker=".", label=name)
+    for name, (xs, ys) in curves.items():
+        ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
         ax.axhline(value, color="grey", ls=":", lw=1.5)
-        ax.annotate(name, (0.5, value), ha="center", va="bottom", color="dimgrey", fontsize=9)
-    ax.set(xlabel="t, from image A (0) to image B (1)", ylabel=ylabel, title=title)
+        ax.annotate(name, (0.5, value), xycoords=("axes fraction", "data"), ha="center", va="bottom", color="dimgrey", fontsize=9)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.margins(y=0.15)
     ax.grid(alpha=0.3)
     ax.legend()
     return fig
+
+
+def plot_along_path(curves: dict[str, Tensor], title: str, ylabel: str, reference: dict[str, float] | None = None,
+                    steps: bool = False) -> plt.Figure:
+    """One number per position t on the way from 0 to 1, or per step between two positions, with named horizontal lines."""
+    at = lambda n: (np.arange(n) + 0.5) / n if steps else np.linspace(0, 1, n)   # noqa: E731
+    return plot_curves({name: (at(len(values)), values) for name, values in curves.items()}, title,
+                       "t, from image A (0) to image B (1)", ylabel, reference)
 
 
 def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.Figure:
@@ -1635,14 +1686,21 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.F
     return fig
 
 
-def plot_rate_distortion(results: dict[str, dict[str, float]], title: str) -> plt.Figure:
-    """Rate (KL) against distortion (reconstruction) of several models, named at their points."""
+def plot_rate_distortion(results: dict[str, dict[str, float]], title: str, others: dict[str, dict[str, float]] | None = None,
+                         distortion: str = "reconstruction_nats") -> plt.Figure:
+    """Rate (KL) against distortion of several models, named at their points; `others` are not joined by the line.
+
+    distortion is a key of evaluate's result: nats of one likelihood cannot be compared with those of another, mse can.
+    """
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    points = sorted((r["kl_nats"], r["reconstruction_nats"], name) for name, r in results.items())
-    ax.plot([p[0] for p in points], [p[1] for p in points], "o-", color="C0")
-    for rate, distortion, name in points:
-        ax.annotate(name, (rate, distortion), xytext=(8, 5), textcoords="offset points")
-    ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)", title=title, xscale="log")
+    points = lambda group: sorted((r["kl_nats"], r[distortion], name) for name, r in group.items())   # noqa: E731
+    ax.plot(*zip(*[p[:2] for p in points(results)]), "o-", color="C0")
+    for rate, value, name in points(others or {}):
+        ax.plot(rate, value, "s", color="C1")
+    for rate, value, name in points(results | (others or {})):
+        ax.annotate(name, (rate, value), xytext=(8, 5), textcoords="offset points")
+    ax.set(xlabel="rate: KL (nats per image)", title=title, xscale="log", ylabel="distortion: " + {
+        "reconstruction_nats": "reconstruction (nats per image)", "mse": "mean squared error on [0, 1]"}[distortion])
     ax.margins(x=0.2, y=0.15)
     ax.grid(alpha=0.3, which="both")
     return fig

@@ -25,6 +25,10 @@ CHECKPOINTS = HERE.parent / "checkpoints"
 TEXTS = (HERE.parent / "README.md", HERE.parent / "theory_answers.md")
 TAG = re.compile(r"(-?[\d,]*\d(?:\.(\d+))?)<!--([\w.\-]+)-->")
 MODELS = {"conv": "cifar10_conv", "fc": "cifar10_fc", "fc3x": "cifar10_fc3x"}
+MEASURED = {"CIFAR-10, the assignment's (BCE)": "cifar10_conv", "CIFAR-10, calibrated σ alone": "cifar10_conv_sigma", "CIFAR-10, `best`": "cifar10_best",
+            "CelebA, squared error": "celeba_conv", "CelebA, `best`": "celeba_best"}
+DISTANCES = {"real_train": "real (floor)", "reconstructions": "reconstructions", "samples_prior": "samples, prior", "samples_mixture": "samples, mixture",
+             "midpoints_linear": "midpoints, linear", "midpoints_spherical": "midpoints, spherical"}
 BETAS = {"0": "cifar10_conv_beta0", "0.1": "cifar10_conv_beta0.1", "1": "cifar10_conv", "4": "cifar10_conv_beta4"}
 
 
@@ -49,8 +53,40 @@ def results_table() -> str:
 def write_texts(numbers: dict[str, float]) -> None:
     for path in TEXTS:
         text = fill(path.read_text(), numbers)
-        between = r"(<!--results-->\n).*?(\n<!--/results-->)"
-        path.write_text(re.sub(between, lambda m: m[1] + results_table() + m[2], text, flags=re.S))
+        for name, table in (("results", results_table), ("quality", quality_table), ("ablation", ablation_table)):
+            text = re.sub(rf"(<!--{name}-->\n).*?(\n<!--/{name}-->)", lambda m: m[1] + table() + m[2], text, flags=re.S)
+        path.write_text(text)
+
+
+def metrics(name: str) -> dict:
+    """What evaluate.py measured on released weights, seed 0."""
+    return json.loads((CHECKPOINTS / name / "metrics.json").read_text())
+
+
+def quality_table() -> str:
+    """README's table of what evaluate.py measures, a row for each of MEASURED."""
+    rows = []
+    for name, folder in MEASURED.items():
+        m = metrics(folder)
+        rows.append({"model": name, "parameters": f"{vae.read_record(CHECKPOINTS / folder)[1]['parameters']:,}", "KL (nats)": f"{m['test']['kl_nats']:.1f}",
+                     "bits/dim": f"{m['likelihood']['bits_per_dim']:.2f}", "MSE": f"{m['pictures']['mse']:.4f}",
+                     "PSNR (dB)": f"{m['pictures']['psnr_db']:.1f}", "SSIM": f"{m['pictures']['ssim']:.3f}",
+                     **{title: f"{m['frechet'][f'ffd_{key}']:,.0f}" for key, title in DISTANCES.items()}})
+    return vae.markdown_table(rows)
+
+
+def ablation() -> dict:
+    return json.loads((CHECKPOINTS / "ablation.json").read_text())
+
+
+def ablation_table() -> str:
+    """README's ablation table, from checkpoints/ablation.json: mean ± standard deviation of the seeds."""
+    rows = []
+    for name, seeds in ablation()["results"].items():
+        cell = lambda key, digits: vae.mean_and_sd([r[key] for r in seeds.values()], digits)   # noqa: E731
+        rows.append({"change": name, "seeds": len(seeds), "parameters": f"{next(iter(seeds.values()))['parameters']:,}", "KL (nats)": cell("kl_nats", 1),
+                     "MSE": cell("mse", 4), "bits/dim": cell("bits_per_dim", 2), **{title: cell(f"ffd_{key}", 0) for key, title in DISTANCES.items() if key != "real_train"}})
+    return vae.markdown_table(rows)
 
 
 def recorded() -> dict[str, float]:
@@ -72,7 +108,11 @@ def recorded() -> dict[str, float]:
     for name in ("celeba_conv", "cifar10_fc_ae"):
         record = vae.read_record(CHECKPOINTS / name)[1]
         numbers |= {f"{name}.{k}": v for k, v in record["test"].items()} | {f"{name}.seconds": record["seconds"]}
-    return numbers
+    for name in MEASURED.values():   # metrics.NAME.PART.KEY
+        numbers |= {f"metrics.{name}.{part}.{k}": v for part, values in metrics(name).items() if isinstance(values, dict)
+                    for k, v in values.items() if isinstance(v, (int, float))}
+    features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
+    return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 
 
 def gradient_variance(model: vae.VAE, images: torch.Tensor, draws: int = 4000) -> dict[str, float]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -59,7 +60,8 @@ def test_the_depth_that_a_refusal_recommends_is_accepted(size):
 @pytest.mark.parametrize("choices, expected", [
     ({"image_size": 28}, {"depth": 2, "width": 32}), ({"image_size": 32}, {"depth": 3}), ({"image_size": 64}, {"depth": 4}),
     ({"arch": "fc"}, {"depth": 2, "width": 512}), ({"dataset": "celeba"}, {"likelihood": "squared_error", "value_range": (-1, 1)}),
-    ({"dataset": "mnist"}, {"likelihood": "bernoulli", "value_range": (0, 1)}), ({"likelihood": "gaussian"}, {"value_range": (0, 1)}), ({"model": "ae", "beta": 3.0}, {"beta": 0})], ids=str)
+    ({"dataset": "mnist"}, {"likelihood": "bernoulli", "value_range": (0, 1)}),
+    ({"likelihood": "gaussian"}, {"value_range": (0, 1)}), ({"model": "ae", "beta": 3.0}, {"beta": 0})], ids=str)
 def test_config_fills_in_what_was_not_given(choices, expected):
     config = vae.Config(**choices)
     assert {name: getattr(config, name) for name in expected} == expected
@@ -172,7 +174,8 @@ def configs(draw):
     inside = {"norm": draw(st.sampled_from(["none", "batch"])), "residual": draw(st.integers(0, 2))} if arch == "conv" else {}
     return vae.Config(image_size=size, channels=draw(st.sampled_from([1, 3])), arch=arch, depth=depth, width=width, **inside,
                       downsample=draw(st.sampled_from(["stride", "maxpool"])), latent_dim=draw(st.integers(1, 9)),
-                      model=draw(st.sampled_from(["vae", "ae"])), likelihood=draw(st.sampled_from(["bernoulli", "squared_error", "gaussian"])))
+                      model=draw(st.sampled_from(["vae", "ae"])),
+                      likelihood=draw(st.sampled_from(["bernoulli", "squared_error", "gaussian"])))
 
 
 @settings(max_examples=150)
@@ -189,7 +192,8 @@ def test_x_hat_has_the_shape_and_the_range_of_x(config):
     assert low <= x_hat.min() and x_hat.max() <= high
 
 
-@pytest.mark.parametrize("likelihood, activation", [("bernoulli", torch.sigmoid), ("squared_error", torch.tanh), ("gaussian", torch.sigmoid)])
+@pytest.mark.parametrize("likelihood, activation", [("bernoulli", torch.sigmoid), ("squared_error", torch.tanh),
+                                                    ("gaussian", torch.sigmoid)])
 @pytest.mark.parametrize("arch", ["conv", "fc"])
 def test_decode_is_the_last_activation_of_x_raw(likelihood, activation, arch):
     config = vae.Config(image_size=16, width=8, latent_dim=3, arch=arch, likelihood=likelihood)
@@ -215,7 +219,8 @@ def test_the_assignments_model_has_1_119_811_weights():
     assert vae.count_parameters(vae.build_model(vae.Config())) == 1_119_811
 
 
-@pytest.mark.parametrize("choices", [{}, {"arch": "fc"}, {"residual": 2}, {"residual": 1, "norm": "batch", "downsample": "maxpool"}], ids=str)
+@pytest.mark.parametrize("choices", [{}, {"arch": "fc"}, {"residual": 2},
+                                     {"residual": 1, "norm": "batch", "downsample": "maxpool"}], ids=str)
 def test_every_weight_of_a_vae_is_trained(choices):
     """Each parameter gets a gradient from the loss, so that no part is left unconnected."""
     config = vae.Config(image_size=16, width=8, latent_dim=3, **choices)
@@ -259,7 +264,7 @@ def test_a_residual_block_equals_its_formula():
 def test_batch_normalisation_stands_before_each_inner_activation():
     model = vae.build_model(vae.Config(norm="batch", residual=1))
     layers = [m for m in model.modules() if not list(m.children())]
-    before = [type(a).__name__ for a, b in zip(layers, layers[1:]) if isinstance(b, nn.ReLU)]
+    before = [type(a).__name__ for a, b in itertools.pairwise(layers) if isinstance(b, nn.ReLU)]
     assert before == ["BatchNorm2d"] * (6 + 2 * 6)   # 3 + 1 + 2 outside the 6 blocks, 2 inside each
     assert not any(isinstance(m, nn.BatchNorm2d) for m in vae.build_model(vae.Config(residual=1)).modules())
 

@@ -63,6 +63,7 @@ FIGURES = {   # name: (make a figure from a model and images, its panels)
     "plot_samples": (lambda m, x: vae.plot_samples({"a": m, "b": m}, torch.zeros(4, 4), "TITLE"), 2),
     "display_interpolated_images": (lambda m, x: vae.display_interpolated_images(STRIP, title="TITLE"), 1),
     "plot_along_path": (lambda m, x: vae.plot_along_path({"a": torch.arange(5)}, "TITLE", "distance", {"mean": 2.0}), 1),
+    "plot_curves": (lambda m, x: vae.plot_curves({"a": ([1, 2, 4], [3, 1, 2])}, "TITLE", "radius", "distance", {"floor": 0.5}), 1),
     "plot_aggregate_posterior": (lambda m, x: vae.plot_aggregate_posterior(vae.aggregate_posterior(m, x), "TITLE"), 3),
     "plot_rate_distortion": (lambda m, x: vae.plot_rate_distortion(
         {"a": {"kl_nats": 3.0, "reconstruction_nats": 9.0}, "b": {"kl_nats": 30.0, "reconstruction_nats": 5.0}}, "TITLE"), 1),

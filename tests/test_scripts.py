@@ -293,8 +293,9 @@ def test_train_refuses_a_file_as_its_run_folder(tmp_path, fast, capsys):
 
 @pytest.mark.parametrize("arguments, says", [(["--num_samples", "0"], "num_samples"), (["--num_samples", "-1"], "num_samples"),
                                              (["--num_samples", "some"], "num_samples"), (["--num_interpolations", "1"], "num_interpolations"),
-                                             (["--seed", "9" * 30], "seed"), (["--run", "nowhere"], "nowhere"), (["--components", "0"], "components"),
-                                             (["--num_frechet", "0"], "num_frechet"), (["--fid", "nowhere.pth"], "torch-fidelity")],
+                                             (["--seed", "9" * 30], "seed"), (["--run", "nowhere"], "nowhere"),
+                                             (["--components", "0"], "components"), (["--num_frechet", "0"], "num_frechet"),
+                                             (["--fid", "nowhere.pth"], "torch-fidelity")],
                          ids=lambda a: " ".join(a) if isinstance(a, list) else "")
 def test_evaluate_refuses_in_one_line(shapes_run, arguments, says, fast, tmp_path, capsys):
     assert says in refused(evaluate.main, ["--run", shapes_run, *arguments, "--out", tmp_path / "out"], capsys)
