@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict:
     samples = vae.sample_images(model, n, seed=args.seed)
     middle = vae.decode_images(model, vae.midpoints(vae.encode_images(model, test[:max(n, 2)])[0], n=n))
     shown = min(n, 64)
-    pairs = torch.stack([originals[:shown].float() / 255, reconstructions[:shown]], dim=1).flatten(0, 1)
+    pairs = torch.stack([vae.as_unit(originals[:shown]), reconstructions[:shown]], dim=1).flatten(0, 1)
     save_grid(pairs, out / "reconstructions.png", columns=16 if shown >= 8 else 2 * shown)
     save_grid(samples[:shown], out / "samples.png", columns=min(shown, 8))
     ends = [(test[i], test[-1 - i]) for i in range(min(5, len(test) // 2))]
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> dict:
             train = vae.image_features(data.train.images, net)
             metrics["memorisation"], nearest = neighbours(features, train)
             for name in ("samples_prior", "samples_mixture"):
-                rows = torch.cat([sets[name][:10], data.train.images[nearest[name][:10]].float() / 255])
+                rows = torch.cat([sets[name][:10], vae.as_unit(data.train.images[nearest[name][:10]])])
                 save_grid(rows, out / f"nearest_{name}.png", columns=10)
             save_grid(sets["samples_mixture"][:shown], out / "samples_mixture.png", columns=min(shown, 8))
     metrics = storable(metrics | {"seconds": round(time.perf_counter() - start, 1)})

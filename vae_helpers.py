@@ -580,11 +580,15 @@ def _load_shapes(size: int) -> ImageData:
     return ImageData("shapes", "shapes (synthetic)", *splits, tuple(SHAPE_FACTORS))
 
 
+def as_unit(images: Tensor) -> Tensor:
+    """Images, uint8 or float in [0, 1] → float32 in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
 def to_input(images: Tensor, config: Config) -> Tensor:
     """Images, uint8 or float in [0, 1] → x, float32 in config.value_range."""
     low, high = config.value_range
-    unit = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    return unit * (high - low) + low
+    return as_unit(images) * (high - low) + low
 
 
 def to_unit(x: Tensor, config: Config) -> Tensor:
@@ -1016,7 +1020,7 @@ def evaluate(model: VAE, images: Tensor, *, seed: int = 0) -> dict[str, float]:
     rec, kl = image_losses(model, images, seed=seed)
     squared, floor = 0.0, 0.0
     for part, z in zip(images.split(500), mu.split(500)):
-        unit = part.float() / 255
+        unit = as_unit(part)
         squared += (decode_images(model, z) - unit).square().sum().item()
         floor += bce_floor_nats(unit).sum().item()
     result = {"reconstruction_nats": rec.mean().item(), "kl_nats": kl.mean().item(), "total_nats": (rec + kl).mean().item(),
@@ -1087,7 +1091,7 @@ def picture_metrics(x_hat: Tensor, images: Tensor) -> dict[str, float]:
     Images of less than 6 pixels have no ssim.
     """
     metrics = _torchmetrics().functional.image
-    x = images.float() / 255 if images.dtype == torch.uint8 else images
+    x = as_unit(images)
     result = {"mse": (x_hat - x).square().mean().item(),
               "psnr_db": metrics.peak_signal_noise_ratio(x_hat, x, data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean").item()}
     if min(x.shape[2:]) > 5:   # half of SSIM's window
@@ -1174,7 +1178,7 @@ def image_features(images: Tensor, net: FeatureNet | Inception) -> Tensor:
     """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU."""
     device = next(net.parameters()).device
     with torch.no_grad():
-        return torch.cat([net.features(p.float().to(device) / (255 if p.dtype == torch.uint8 else 1)).cpu() for p in images.split(500)])
+        return torch.cat([net.features(as_unit(p.to(device))).cpu() for p in images.split(500)])
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -1205,8 +1209,14 @@ def standard_error(values: Tensor) -> float:
 
 
 def encode_images(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), uint8 or float in [0, 1] → mu, logvar (N, D) on the CPU. Raises VAEError on a wrong size."""
-    check_images(model, images)
+    """Images (N, C, H, W), uint8 or float in [0, 1] → mu, logvar (N, D) on the CPU. Raises VAEError on others."""
+    c = model.config
+    shape = (c.channels, c.image_size, c.image_size)
+    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
+    if images.dtype != torch.uint8 and not (images.is_floating_point() and ((images >= 0) & (images <= 1)).all()):
+        raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
     with torch.no_grad():
         parts = [model.eval().encode(to_input(p.to(model.device), model.config)) for p in images.split(500)]
     return tuple(torch.cat(t).cpu() for t in zip(*parts))
@@ -1219,17 +1229,6 @@ def decode_images(model: VAE, z: Tensor) -> Tensor:
         parts = [to_unit(model.eval().decode(p.to(model.device)), model.config).cpu() for p in flat.split(500)]
     images = torch.cat(parts)
     return images.reshape(*z.shape[:-1], *images.shape[1:])
-
-
-def check_images(model: VAE, images: Tensor) -> None:
-    """Raises VAEError unless images are (N, C, H, W) of the model's size, uint8 or float in [0, 1]."""
-    c = model.config
-    shape = (c.channels, c.image_size, c.image_size)
-    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
-    if images.dtype != torch.uint8 and not (images.is_floating_point() and ((images >= 0) & (images <= 1)).all()):
-        raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
 
 
 class Run(NamedTuple):
@@ -1371,7 +1370,7 @@ def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tenso
 
 def cross_fade(image_a: Tensor, image_b: Tensor, num: int) -> Tensor:
     """The same walk in pixels, without a model: (C, H, W) twice → float (num, C, H, W) in [0, 1]."""
-    a, b = (i.float() / 255 if i.dtype == torch.uint8 else i for i in (image_a, image_b))
+    a, b = as_unit(image_a), as_unit(image_b)
     return interpolate_latents(a, b, num)
 
 
@@ -1562,7 +1561,7 @@ def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
 
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """Images (N, C, H, W), uint8 or float in [0, 1] → one picture, uint8 (height, width, 3), on white."""
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    images = as_unit(images)
     grid = import_torchvision().utils.make_grid(images.cpu(), nrow=columns or len(images), padding=pad, pad_value=1.0)
     return (grid.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()   # (3, H, W) → (H, W, 3)
 
@@ -1634,7 +1633,7 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
     num = len(next(iter(rows.values())))
     labels = [f"{t:.2f}".rstrip("0").rstrip(".") for t in np.linspace(0, 1, num)]
     if originals is not None:
-        a, b = (i.float() / 255 if i.dtype == torch.uint8 else i for i in originals)
+        a, b = map(as_unit, originals)
         rows = {name: torch.cat([a[None], strip, b[None]]) for name, strip in rows.items()}
         labels = ["original", *labels, "original"]
     return plot_rows(rows, title, labels)

@@ -2,6 +2,7 @@
 
 Run by `make release`, after the notebooks with VAE_TRAIN=1. One seed of each model is released with its weights, in half
 precision; of the other seeds the record alone (config, history, test numbers), so that tables can show three seeds.
+With names (python checkpoints/release.py cifar10_best) only those are released again.
 metrics.json is what evaluate.py measures on the released weights, for the models that README.md compares.
 """
 from __future__ import annotations
@@ -37,7 +38,11 @@ def wanted(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, vae.Config]:
 def main() -> None:
     os.chdir(HERE.parent)   # so that metrics.json quotes the command as README.md does
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
-    for name, config in wanted(cifar, faces).items():
+    everything = wanted(cifar, faces)
+    if unknown := set(sys.argv[1:]) - set(everything):
+        raise vae.VAEError(f"There is no release named {', '.join(sorted(unknown))}: choose from {', '.join(everything)}.")
+    for name in sys.argv[1:] or everything:
+        config = everything[name]
         data = faces if config.dataset == "celeba" else cifar
         run = vae.load_or_train(config, data)
         folder = HERE / name
