@@ -1271,7 +1271,7 @@ def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> R
     if run.record["data"]["fingerprint"] != data.fingerprint:
         print(f"Note: trained on {run.record['data']['title']}, whose files are not exactly yours; its recorded numbers are for its own "
               "test images, and its training images may be among your validation or test images.")
-    print(f"{config.arch} {config.model}, width {config.width}, beta {config.beta:g}, seed {config.seed}: {run.origin}; "
+    print(f"{config.arch} {config.model}, {config.likelihood}, width {config.width}, beta {config.beta:g}, seed {config.seed}: {run.origin}; "
           f"{config.epochs} epochs in {run.record['seconds']:.0f} s, test total {run.record['test']['total_nats']:,.1f} nats")
     return run
 
@@ -1647,7 +1647,7 @@ def plot_curves(curves: dict[str, tuple[Sequence[float], Sequence[float]]], titl
         ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
         ax.axhline(value, color="grey", ls=":", lw=1.5)
-        ax.annotate(name, (0.5, value), xycoords=("axes fraction", "data"), ha="center", va="bottom", color="dimgrey", fontsize=9)
+        ax.annotate(name, (0.02, value), xycoords=("axes fraction", "data"), va="bottom", color="dimgrey", fontsize=9)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     ax.margins(y=0.15)
     ax.grid(alpha=0.3)
@@ -1694,10 +1694,11 @@ def plot_rate_distortion(results: dict[str, dict[str, float]], title: str, other
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     points = lambda group: sorted((r["kl_nats"], r[distortion], name) for name, r in group.items())   # noqa: E731
     ax.plot(*zip(*[p[:2] for p in points(results)]), "o-", color="C0")
-    for rate, value, name in points(others or {}):
-        ax.plot(rate, value, "s", color="C1")
-    for rate, value, name in points(results | (others or {})):
+    for rate, value, name in points(results):
         ax.annotate(name, (rate, value), xytext=(8, 5), textcoords="offset points")
+    for rate, value, name in points(others or {}):   # their names below left, where the line is not
+        ax.plot(rate, value, "s", color="C1")
+        ax.annotate(name, (rate, value), xytext=(-8, -4), textcoords="offset points", ha="right")
     ax.set(xlabel="rate: KL (nats per image)", title=title, xscale="log", ylabel="distortion: " + {
         "reconstruction_nats": "reconstruction (nats per image)", "mse": "mean squared error on [0, 1]"}[distortion])
     ax.margins(x=0.2, y=0.15)

@@ -111,6 +111,8 @@ def recorded() -> dict[str, float]:
     for name in MEASURED.values():   # metrics.NAME.PART.KEY
         numbers |= {f"metrics.{name}.{part}.{k}": v for part, values in metrics(name).items() if isinstance(values, dict)
                     for k, v in values.items() if isinstance(v, (int, float))}
+    for name, seeds in ablation()["results"].items():   # ablation.NAME.KEY: mean over the seeds
+        numbers |= {f"ablation.{re.sub(r'[^a-z0-9]+', '_', name)}.{k}": float(np.mean([r[k] for r in seeds.values()])) for k in next(iter(seeds.values()))}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
     return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 
@@ -201,6 +203,9 @@ def main() -> None:
     # README: what you get
     save(vae.plot_reconstructions({name: load(folder) for name, folder in zip(("convolutional", "fc, same size", "fc, 3x"), MODELS.values())},
                                   test[:12], f"Task 1 · test images and reconstructions: {cifar.title}"), "task1_reconstructions.png")
+    mended = {"BCE": "cifar10_conv", "calibrated σ": "cifar10_conv_sigma", "best": "cifar10_best"}
+    save(vae.plot_reconstructions({name: load(folder) for name, folder in mended.items()}, test[:12],
+                                  f"Three losses and networks, the same latent size: {cifar.title}"), "quality_reconstructions.png")
     conv, a, b = load("cifar10_conv"), test[12], test[37]
     strips = {m: vae.interpolate_images(conv, a, b, 10, m) for m in ("linear", "spherical")} | {"pixel cross-fade": vae.cross_fade(a, b, 10)}
     save(vae.display_interpolated_images(strips, (a, b), f"Task 2 · between two test images: {cifar.title}"), "task2_interpolation.png")
