@@ -13,7 +13,7 @@ Read it from top to bottom; each section uses only what stands above it:
 
 Conventions
     images   uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
-    x        a batch as the network sees it: float in [0, 1] (bernoulli) or [-1, 1] (squared_error)
+    x        a batch as the network sees it: float in [0, 1] (bernoulli, gaussian) or [-1, 1] (squared_error)
     mu, logvar, z    (N, latent_dim); x_hat has the shape and the range of x
     nats     a loss of one image, summed over its pixels or latent dimensions, never averaged over them
 """
@@ -217,8 +217,8 @@ class Config:
         return f"{self.dataset}-{self.arch}-{self.model}-z{self.latent_dim}-beta{self.beta:g}-seed{self.seed}-{digest}"
 
 
-# Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" is what the ablation table in
-# README.md left standing: it costs more time per epoch, and its nats cannot be compared with the assignment's.
+# Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs more time per epoch, and its
+# nats cannot be compared with the assignment's; README.md has its numbers.
 PRESETS = {"assignment": {},
            "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1, "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999}}
 
@@ -781,7 +781,7 @@ def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str, sigma: Tensor
     bernoulli      binary cross-entropy, x_raw are logits, x in [0, 1] (Kingma & Welling 2014, appendix C.1). For grey
                    values it is no likelihood of them, and it has a floor above 0: see bce_floor_nats.
     squared_error  ||x - tanh(x_raw)||^2, x in [-1, 1]: a Gaussian of variance 1/2, its constant left out.
-    gaussian       -log N(x; sigmoid(x_raw), sigma^2 I), x in [0, 1], a density: it can be below 0. Without a sigma, the best
+    gaussian       -log N(x; sigmoid(x_raw), sigma^2 I), x in [0, 1]: of a density, so it can be below 0. Without a sigma, the best
                    one for this batch: sigma^2 = its mean squared error (Rybkin et al. 2021, section 3.2).
     """
     if likelihood == "bernoulli":
@@ -950,7 +950,7 @@ def calibrate(model: VAE, images: Tensor, n: int = 5000) -> None:
         for part in images[:n].split(500):
             x = to_input(part.to(model.device), model.config)
             squared += (torch.sigmoid(model.eval()(x, generator).x_raw) - x).square().sum().item()
-    model.sigma.fill_(math.sqrt(squared / images[:n].numel()))
+    model.sigma.fill_(math.sqrt(max(squared / images[:n].numel(), 1e-8)))
 
 
 def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False) -> Path:
@@ -1479,8 +1479,8 @@ def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callabl
                            method: str = "linear", *, epsilon: float = 1e-2, seed: int = 0) -> Tensor:
     """How fast the picture changes at one random point of each way from z_a to z_b: (N, D) twice → (N,).
 
-    |features(decode(at t + epsilon)) - features(decode(at t))|^2 / epsilon^2 (Karras et al. 2019, section 4.1), in squared units
-    of the features. t is uniform and the same for the same seed, so that methods are compared at the same points.
+    |features(decode(at t + epsilon)) - features(decode(at t))|^2 / epsilon^2 in squared units of the features: after Karras et al. 2019,
+    section 4.1, whose own measure takes draws of the prior, another epsilon and another network. t is uniform and the same for the same seed, so that methods are compared at the same points.
     """
     if method not in METHODS:
         raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")

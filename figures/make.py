@@ -82,7 +82,10 @@ def ablation() -> dict:
 def ablation_table() -> str:
     """README's ablation table, from checkpoints/ablation.json: mean ± standard deviation of the seeds."""
     rows = []
-    for name, seeds in ablation()["results"].items():
+    found = ablation()
+    for name, seeds in ((name, found["results"].get(name)) for name in found["variants"]):
+        if not seeds:
+            continue
         cell = lambda key, digits: vae.mean_and_sd([r[key] for r in seeds.values()], digits)   # noqa: E731
         rows.append({"change": name, "seeds": len(seeds), "parameters": f"{next(iter(seeds.values()))['parameters']:,}", "KL (nats)": cell("kl_nats", 1),
                      "MSE": cell("mse", 4), "bits/dim": cell("bits_per_dim", 2), **{title: cell(f"ffd_{key}", 0) for key, title in DISTANCES.items() if key != "real_train"}})
@@ -112,7 +115,8 @@ def recorded() -> dict[str, float]:
         numbers |= {f"metrics.{name}.{part}.{k}": v for part, values in metrics(name).items() if isinstance(values, dict)
                     for k, v in values.items() if isinstance(v, (int, float))}
     for name, seeds in ablation()["results"].items():   # ablation.NAME.KEY: mean over the seeds
-        numbers |= {f"ablation.{re.sub(r'[^a-z0-9]+', '_', name)}.{k}": float(np.mean([r[k] for r in seeds.values()])) for k in next(iter(seeds.values()))}
+        numbers |= {f"ablation.{re.sub(r'[^a-z0-9]+', '_', name)}.{k}": float(np.mean([r[k] for r in seeds.values()]))
+                    for k, v in next(iter(seeds.values())).items() if isinstance(v, (int, float))}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
     return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 
@@ -205,7 +209,7 @@ def main() -> None:
                                   test[:12], f"Task 1 · test images and reconstructions: {cifar.title}"), "task1_reconstructions.png")
     mended = {"BCE": "cifar10_conv", "calibrated σ": "cifar10_conv_sigma", "best": "cifar10_best"}
     save(vae.plot_reconstructions({name: load(folder) for name, folder in mended.items()}, test[:12],
-                                  f"Three losses and networks, the same latent size: {cifar.title}"), "quality_reconstructions.png")
+                                  f"Two losses, three models, one latent size: {cifar.title}"), "quality_reconstructions.png")
     conv, a, b = load("cifar10_conv"), test[12], test[37]
     strips = {m: vae.interpolate_images(conv, a, b, 10, m) for m in ("linear", "spherical")} | {"pixel cross-fade": vae.cross_fade(a, b, 10)}
     save(vae.display_interpolated_images(strips, (a, b), f"Task 2 · between two test images: {cifar.title}"), "task2_interpolation.png")
