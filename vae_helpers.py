@@ -1070,6 +1070,7 @@ def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, *, seed: int = 0) -
 
     if model.config.model == "ae":
         raise VAEError("An autoencoder's code has no price in bits: measure a model vae.")
+
     def sampled(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mu, logvar = encode_images(model, part)
         return decode_images(model, reparameterize(mu, logvar, generator)), kl_nats(mu, logvar)
@@ -1479,8 +1480,9 @@ def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callabl
                            method: str = "linear", *, epsilon: float = 1e-2, seed: int = 0) -> Tensor:
     """How fast the picture changes at one random point of each way from z_a to z_b: (N, D) twice → (N,).
 
-    |features(decode(at t + epsilon)) - features(decode(at t))|^2 / epsilon^2 in squared units of the features: after Karras et al. 2019,
-    section 4.1, whose own measure takes draws of the prior, another epsilon and another network. t is uniform and the same for the same seed, so that methods are compared at the same points.
+    |features(decode(at t + epsilon)) - features(decode(at t))|^2 / epsilon^2 in squared units of the features: after Karras et
+    al. 2019, section 4.1, whose own measure takes draws of the prior, another epsilon and another network. t is uniform and
+    the same for the same seed, so that methods are compared at the same points.
     """
     if method not in METHODS:
         raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")
@@ -1505,7 +1507,7 @@ def aggregate_posterior(model: VAE, images: Tensor, seed: int = 0) -> AggregateP
     mu, logvar = encode_images(model, images)
     if model.config.model == "ae":   # its codes are points
         return AggregatePosterior(mu.mean(0), mu.std(0, unbiased=False), torch.zeros_like(mu[0]), mu.norm(dim=1), mu)
-    z = sample_codes(model, images, seed=seed)
+    z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
     return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), z.norm(dim=1), mu)
 

@@ -164,17 +164,6 @@ def nearest_cloud(mu: torch.Tensor, logvar: torch.Tensor) -> float:
     return float(np.median(nearest))
 
 
-def aggregate(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
-    """The Gaussian that fits q(z), from one sample per image, against the prior: all directions, not only the axes."""
-    mu, logvar = vae.encode_images(model, images)
-    z = (mu if model.config.model == "ae" else vae.reparameterize(mu, logvar, torch.Generator().manual_seed(0))).double()
-    covariance = torch.cov(z.T)
-    variances = torch.linalg.eigvalsh(covariance)
-    kl = 0.5 * (covariance.trace() + z.mean(0).square().sum() - len(covariance) - torch.logdet(covariance))   # KL(fit || N(0, I))
-    return {"fit_kl": kl.item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item(),
-            "directions": int((variances > 0.01).sum())}
-
-
 def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
     """Where the codes lie, what lies between them, and what lies at draws of N(0, I)."""
     q = vae.aggregate_posterior(model, images)
@@ -230,7 +219,7 @@ def main() -> None:
     fc, fc_ae = load("cifar10_fc"), load("cifar10_fc_ae")
     save(vae.plot_samples({"autoencoder": fc_ae, "VAE": fc}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
     for name, model in {**{f"beta_{b}": m for b, m in zip(BETAS, models.values())}, "fc0": fc, "fc_ae": fc_ae}.items():
-        numbers |= {f"{name}.{k}": v for k, v in (geometry(model, test[:1000]) | aggregate(model, test)).items()}
+        numbers |= {f"{name}.{k}": v for k, v in (geometry(model, test[:1000]) | vae.gaussian_gap(vae.sample_codes(model, test))).items()}
     paths = {name: vae.interpolate_images(m, a, b, 10) for name, m in models.items()}
     save(vae.display_interpolated_images(paths, (a, b), f"Q4 · linear interpolation over β: {cifar.title}"), "theory_q4_interpolation.png")
 
