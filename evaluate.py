@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
@@ -21,6 +22,8 @@ import vae_helpers as vae
 
 IWAE_K, IWAE_IMAGES = (1, 10, 100, 500), 200
 LEAST_FRECHET = 1000   # with fewer images than about twice the 464 features, a distance measures their number
+TSNE_IMAGES = 2000     # more take minutes and fill the picture
+SAMPLES = ("samples_prior", "samples_mixture")
 PAIRS = 1000           # ends of the ways whose path length is measured; also samples whose neighbours are sought
 
 
@@ -61,6 +64,51 @@ def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
 
 
+def save_figure(fig, path: Path) -> None:
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def colours(data: vae.ImageData) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """What the points of a scatter are coloured by, (N,) and names: the class; of attributes the one that halves the images best."""
+    labels = data.test.labels
+    if data.name == "shapes":
+        return labels[:, 0], vae.condition_names(data)
+    if labels.ndim == 1:
+        return labels, data.label_names
+    k = (labels.float().mean(0) - 0.5).abs().argmin().item()
+    return labels[:, k].long(), (f"not {data.label_names[k]}", data.label_names[k])
+
+
+def maps(model: vae.VAE, data: vae.ImageData, out: Path, args: argparse.Namespace) -> None:
+    """Pictures of the latent space: two-dimensional views of the test codes, the whole plane of a latent-2 model, conditions."""
+    from sklearn.decomposition import PCA   # heavy, and used here alone
+    from sklearn.manifold import TSNE
+    config, (images, labels), (classes, names) = model.config, data.test, colours(data)
+    mu, _ = vae.encode_images(model, images, labels)
+    if config.latent_dim == 2 and config.model != "vq_vae":
+        save_figure(vae.plot_scatter(mu, classes, names, f"Means of test images: {data.title}", ("first coordinate of mu", "second")), out / "latent_scatter.png")
+        if not config.conditions:
+            save_figure(vae.plot_manifold(model, f"Everything the model draws: trained on {data.title}"), out / "manifold.png")
+    elif min(mu.shape) > 2:
+        pca = PCA(2, random_state=0).fit(mu.numpy())
+        share = [f"component {i + 1}, {100 * s:.0f} % of the variance" for i, s in enumerate(pca.explained_variance_ratio_)]
+        save_figure(vae.plot_scatter(torch.from_numpy(pca.transform(mu.numpy())), classes, names, f"PCA of the means of {len(mu):,} test images: {data.title}",
+                                     tuple(share)), out / "latent_pca.png")
+        if not args.quick and len(mu) > 100:   # more than three times the perplexity, 30
+            some = mu[:TSNE_IMAGES].numpy()
+            print(f"t-SNE of {len(some):,} codes …")
+            save_figure(vae.plot_scatter(torch.from_numpy(TSNE(init="pca", random_state=0).fit_transform(some)), classes[:len(some)], names,
+                                         f"t-SNE of the means of {len(some):,} test images: {data.title}", ("", "")), out / "latent_tsne.png")
+    if config.conditions and labels.ndim == 2 and data.name != "shapes":
+        spread = labels.float().var(0).argsort(descending=True)[:4].tolist()   # the attributes that differ most often
+        save_figure(vae.plot_attributes(model, images[:8], labels[:8], data.label_names, [data.label_names[k] for k in spread],
+                                        f"One attribute off and on: {data.title}"), out / "attributes.png")
+    elif config.conditions:
+        save_figure(vae.plot_classes(model, vae.condition_names(data), f"One latent per row, one class per column: trained on {data.title}", seed=args.seed),
+                    out / "classes.png")
+
+
 def save_npz(images: torch.Tensor, path: Path) -> None:
     """uint8 or float [0, 1] (N, C, H, W) → arr_0, uint8 (N, H, W, C)."""
     pixels = images if images.dtype == torch.uint8 else (images * 255).round().byte()
@@ -69,22 +117,25 @@ def save_npz(images: torch.Tensor, path: Path) -> None:
 
 def likelihood(model: vae.VAE, data: vae.ImageData, seed: int) -> dict:
     """IWAE bounds on the first test images, beside the ELBO of the same images, and bits per dimension of all."""
-    images = data.test.images[:IWAE_IMAGES]
-    bounds = {k: vae.iwae_nats(model, images, k, seed=seed) for k in vae.progress_bar(IWAE_K, desc="IWAE, k")}
-    return {"iwae_images": len(images), **{f"iwae_{k}_nats": b.mean().item() for k, b in bounds.items()},
+    (images, labels), (tuning, tuning_labels) = data.test, data.val
+    result = {**vae.bits_per_dim(model, images, tuning[:1000], labels, tuning_labels[:1000], seed=seed), "bits_per_dim_images": len(images)}
+    if not model.config.objective.sampled:   # a vq_vae has a price, but nothing to average over
+        return result
+    bounds = {k: vae.iwae_nats(model, images[:IWAE_IMAGES], k, labels, seed=seed) for k in vae.progress_bar(IWAE_K, desc="IWAE, k")}
+    return {"iwae_images": len(bounds[1]), **{f"iwae_{k}_nats": b.mean().item() for k, b in bounds.items()},
             f"iwae_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[IWAE_K[-1]]),
             f"iwae_gain_{IWAE_K[-1]}_nats": (bounds[1] - bounds[IWAE_K[-1]]).mean().item(),
-            f"iwae_gain_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[1] - bounds[IWAE_K[-1]]),
-            **vae.bits_per_dim(model, data.test.images, data.val.images[:1000], seed=seed), "bits_per_dim_images": len(data.test.images)}
+            f"iwae_gain_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[1] - bounds[IWAE_K[-1]]), **result}
 
 
-def latent_space(model: vae.VAE, images: torch.Tensor, seed: int) -> dict:
+def latent_space(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, seed: int) -> dict:
     """The aggregate posterior against N(0, I), dimension by dimension and as a whole, and the KL of every dimension."""
-    q = vae.aggregate_posterior(model, images, seed)
+    q = vae.aggregate_posterior(model, images, labels, seed=seed)
     result = {"images": len(images), "mean_abs_max": q.mean.abs().max().item(), "std_min": q.std.min().item(), "std_max": q.std.max().item(),
               "norm_mean": q.norms.mean().item(), "kl_per_dim_nats": sorted((round(k, 4) for k in q.kl_nats.tolist()), reverse=True)}
     if len(images) > model.config.latent_dim:
-        result |= vae.gaussian_gap(vae.sample_codes(model, images, seed=seed))
+        z = vae.sample_codes(model, images, labels, seed=seed)
+        result |= vae.gaussian_gap(z) | {"mmd": vae.mmd(z[:PAIRS], vae.sample_latents(PAIRS, z.shape[1], seed=seed + 1)).item()}
     return result
 
 
@@ -99,19 +150,22 @@ def neighbours(features: dict[str, torch.Tensor], train: torch.Tensor) -> tuple[
 
     Both are decoder outputs, equally smooth. Samples that lie much nearer would be training images learnt by heart.
     """
-    found = {name: torch.cdist(features[name][:PAIRS], train).min(1) for name in ("reconstructions", "samples_prior", "samples_mixture")}
+    found = {name: torch.cdist(features[name][:PAIRS], train).min(1) for name in ("reconstructions", *SAMPLES) if name in features}
     medians = {f"nearest_{name}": f.values.median().item() for name, f in found.items()}
-    ratios = {f"nearest_ratio_{n}": medians[f"nearest_{n}"] / medians["nearest_reconstructions"] for n in ("samples_prior", "samples_mixture")}
+    ratios = {f"nearest_ratio_{n}": medians[f"nearest_{n}"] / medians["nearest_reconstructions"] for n in SAMPLES if n in found}
     return {"samples": PAIRS, "training_images": len(train), **medians, **ratios}, {n: f.indices for n, f in found.items()}
 
 
-def path_lengths(model: vae.VAE, images: torch.Tensor, net, seed: int) -> dict:
-    """Perceptual path length and evenness of steps between the means of test images, linear and spherical."""
-    mu, _ = vae.encode_images(model, images)
+def path_lengths(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, net, seed: int) -> dict:
+    """Perceptual path length and evenness of steps between the means of test images, linear and spherical.
+
+    A conditional model is told the label at the start of the way.
+    """
+    mu, _ = vae.encode_images(model, images, labels)
     half = len(mu) // 2
     result = {"pairs": half}
-    for method in ("linear", "spherical"):
-        decode = lambda z: vae.decode_images(model, z)   # noqa: E731
+    for method in vae.METHODS:
+        decode = lambda z: vae.decode_images(model, z, labels[:z.shape[-2]])   # noqa: E731
         lengths = vae.perceptual_path_length(decode, lambda x: vae.image_features(x, net), mu[:half], mu[half:2 * half], method, seed=seed)
         path = decode(vae.interpolate_latents(mu[:half][:200], mu[half:2 * half][:200], 11, method))
         result |= {f"ppl_{method}": lengths.mean().item(), f"ppl_{method}_se": vae.standard_error(lengths),
@@ -161,41 +215,44 @@ def main(argv: list[str] | None = None) -> dict:
     out = args.out or (vae.runs_root() / f"{folder.name}-evaluation" if released else folder / "evaluation")
     out.mkdir(parents=True, exist_ok=True)
 
-    n, test = args.num_samples, data.test.images
+    n, (test, labels) = args.num_samples, data.test
     originals = test[:n]
     if len(originals) < n:
         print(f"{data.title} has {len(test):,} test images: that many reconstructions instead of {n:,}")
-    reconstructions = vae.decode_images(model, vae.encode_images(model, originals)[0])
-    samples = vae.sample_images(model, n, seed=args.seed)
-    middle = vae.decode_images(model, vae.midpoints(vae.encode_images(model, test[:max(n, 2)])[0], n=n))
+    asked = labels[torch.arange(n) % len(labels)]   # what a conditional model is told for its samples
+    reconstructions = vae.decode_images(model, vae.encode_images(model, originals, labels[:n])[0], labels[:n])
+    samples = vae.sample_images(model, n, asked, seed=args.seed)
+    middle = vae.decode_images(model, vae.midpoints(vae.encode_images(model, test[:max(n, 2)], labels[:max(n, 2)])[0], n=n), asked)
     shown = min(n, 64)
     pairs = torch.stack([vae.as_unit(originals[:shown]), reconstructions[:shown]], dim=1).flatten(0, 1)
     save_grid(pairs, out / "reconstructions.png", columns=16 if shown >= 8 else 2 * shown)
     save_grid(samples[:shown], out / "samples.png", columns=min(shown, 8))
-    ends = [(test[i], test[-1 - i]) for i in range(min(5, len(test) // 2))]
+    ends = [[i, len(test) - 1 - i] for i in range(min(5, len(test) // 2))]
     if ends:   # one test image has nothing to be interpolated with
-        strips = [vae.interpolate_images(model, a, b, args.num_interpolations, method) for a, b in ends for method in ("linear", "spherical")]
+        strips = [vae.interpolate_images(model, *test[two], args.num_interpolations, method, labels[two]) for two in ends for method in vae.METHODS]
         save_grid(torch.cat(strips), out / "interpolations.png", columns=args.num_interpolations)
     if "history" in record:
-        vae.plot_history({f"{config.arch} {config.model}": record["history"]}, data.title).savefig(out / "losses.png", dpi=120)
+        save_figure(vae.plot_history({f"{config.arch} {config.model}": record["history"]}, data.title), out / "losses.png")
     if args.npz:
         for name, images in (("samples", samples), ("reconstructions", reconstructions), ("midpoints", middle)):
             save_npz(images, out / f"{name}.npz")
+    maps(model, data, out, args)
 
     metrics = {"command": " ".join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]), "run": str(folder),
                "trained_on": record.get("data", {}).get("title"), "measured_on": data.title, "same_data": same_data,
-               "seed": args.seed, "hardware": vae.hardware(), "test": vae.evaluate(model, test, seed=args.seed)}
+               "seed": args.seed, "hardware": vae.hardware(), "test": vae.evaluate(model, test, labels, seed=args.seed)}
     if warning := vae.collapse_warning(metrics["test"], config):
         metrics["warning"] = warning
         print(warning)
-    metrics["pictures"] = {"images": len(test), **vae.picture_metrics(vae.decode_images(model, vae.encode_images(model, test)[0]), test)}
-    metrics["latent_space"] = latent_space(model, test, args.seed)
+    metrics["pictures"] = {"images": len(test), **vae.picture_metrics(vae.decode_images(model, vae.encode_images(model, test, labels)[0], labels), test)}
+    if config.model != "vq_vae":   # whose codes are no points in a space with a prior N(0, I)
+        metrics["latent_space"] = latent_space(model, test, labels, args.seed)
     if not args.quick:
-        if config.model != "ae":   # an autoencoder has no likelihood
+        if config.model not in ("ae", "wae"):   # their codes have no price, so there is no likelihood
             metrics["likelihood"] = likelihood(model, data, args.seed)
         net = vae.load_feature_net()
-        if len(test) >= 2:
-            metrics["smoothness"] = path_lengths(model, test[:2 * PAIRS], net, args.seed)
+        if len(test) >= 2 and config.model != "vq_vae":   # which jumps from code to code
+            metrics["smoothness"] = path_lengths(model, test[:2 * PAIRS], labels[:2 * PAIRS], net, args.seed)
         compared = min(args.num_frechet, len(test), len(data.train.images))
         if compared < LEAST_FRECHET:
             print(f"Fréchet distances and neighbours are left out: they need {LEAST_FRECHET:,} training and test images, here are {compared:,}.")
@@ -208,10 +265,13 @@ def main(argv: list[str] | None = None) -> dict:
                 metrics["frechet"] |= distances(inception, test[:compared], sets, "fid")[0]
             train = vae.image_features(data.train.images, net)
             metrics["memorisation"], nearest = neighbours(features, train)
-            for name in ("samples_prior", "samples_mixture"):
+            for name in SAMPLES:
+                if name not in nearest:   # no mixture for a vq_vae
+                    continue
                 rows = torch.cat([sets[name][:10], vae.as_unit(data.train.images[nearest[name][:10]])])
                 save_grid(rows, out / f"nearest_{name}.png", columns=10)
-            save_grid(sets["samples_mixture"][:shown], out / "samples_mixture.png", columns=min(shown, 8))
+                if name == "samples_mixture":   # those of the prior are samples.png
+                    save_grid(sets[name][:shown], out / f"{name}.png", columns=min(shown, 8))
     metrics = storable(metrics | {"seconds": round(time.perf_counter() - start, 1)})
     vae.write_json(out / "metrics.json", metrics)
     (out / "report.md").write_text(report(metrics))

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
                                 usage="python train.py [--FLAG VALUE …]")
     kinds = {"int": int, "int | None": int, "float": float}
     for f in dataclasses.fields(vae.Config):
-        if f.name == "channels":   # known once the images are loaded
+        if f.name in ("channels", "conditions"):   # known once the images are loaded
             continue
         shown = f" (default {f.default})" if f.default is not None and f.name != "dataset" else ""
         if f.name == "dataset":

@@ -29,6 +29,7 @@ import math
 import os
 import platform
 import sys
+import textwrap
 import time
 import warnings
 import zipfile
@@ -120,6 +121,27 @@ def option(default, help: str, choices: Sequence | None = None):
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
+class Objective(NamedTuple):
+    """What a model minimises: reconstruction + beta * KL(q(z|x) || N(0, I)) + mmd * MMD(q(z), N(0, I))."""
+
+    beta: float
+    mmd: float
+    sampled: bool   # z ~ q(z|x); else the code is a point, and a point has no KL
+
+
+# One objective, named as in the papers, with their weights. InfoVAE (Zhao et al. 2019, equation 6) writes beta = 1 - alpha and
+# mmd = alpha + lambda - 1; here alpha = 1, its MMD-VAE, and lambda = 1000.
+OBJECTIVES = {
+    "vae": Objective(1, 0, True),           # Kingma & Welling 2014
+    "beta_vae": Objective(4, 0, True),      # Higgins et al. 2017: a beta above 1
+    "info_vae": Objective(0, 1000, True),
+    "wae": Objective(0, 10, False),         # WAE-MMD, Tolstikhin et al. 2018, section 4: 10 on MNIST, 100 on CelebA
+    "ae": Objective(0, 0, False),
+    "cvae": Objective(1, 0, True),          # Sohn et al. 2015: the VAE with labels as a second input
+    "vq_vae": Objective(1, 0, False),       # van den Oord et al. 2017: a grid of codes, priced by a learned prior
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Every choice that a run makes; on one machine's CPU, two equal configs on equal data give the same model.
@@ -132,8 +154,10 @@ class Config:
     max_images: int | None = option(None, "train on at most this many images; all of them when not given")
     image_size: int | None = option(None, "height and width in pixels; when not given, the data set's own")
     channels: int = option(3, "1 for grey, 3 for RGB; follows from the data", (1, 3))
+    conditions: int = option(0, "classes or attributes that a cvae is told; follows from the data")
 
-    model: str = option("vae", "vae samples z and pays for its KL; ae is the plain autoencoder: z = mu, no KL", ("vae", "ae"))
+    model: str = option("vae", "what is minimised: vae, beta_vae and info_vae sample z, ae and wae do not; cvae is told the label; "
+                        "vq_vae has a grid of codes", tuple(OBJECTIVES))
     arch: str = option("conv", "convolutional or fully connected encoder and decoder", ("conv", "fc"))
     latent_dim: int = option(128, "size of mu, logvar and z; 128 is the assignment's")
     width: int | None = option(None, "channels after the first convolution, doubled at each further one (conv, 32 when not "
@@ -149,7 +173,10 @@ class Config:
     likelihood: str | None = option(None, "bernoulli: binary cross-entropy on [0, 1]; squared_error: ||x - x_hat||^2 on "
                                     "[-1, 1]; gaussian: on [0, 1] with the best single sigma; when not given, squared_error for celeba, "
                                     "bernoulli for the others", ("bernoulli", "squared_error", "gaussian"))
-    beta: float = option(1.0, "weight of the KL term; 1 is the ELBO")
+    beta: float | None = option(None, "weight of the KL term; when not given the model's own: 1 (the ELBO), beta_vae 4, info_vae 0")
+    mmd: float | None = option(None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given the model's "
+                               "own: info_vae 1000, wae 10 (on celeba 100)")
+    codebook: int = option(512, "how many codes a vq_vae has; each has latent_dim numbers")
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value")
 
     epochs: int = option(10, "passes over the training images")
@@ -162,39 +189,45 @@ class Config:
 
     def __post_init__(self):
         if self.likelihood is None:
-            self._set(likelihood="squared_error" if self.dataset == "celeba" else "bernoulli")
+            self._set(likelihood="squared_error" if self.dataset == "celeba" or self.model == "wae" else "bernoulli")
         if self.data_dir is not None and self.dataset != "folder":
             raise VAEError(f"data_dir is for dataset folder: for {self.dataset} set VAE_DATA to the folder that holds it.")
-        if self.model == "ae":
-            self._set(beta=0.0)   # an autoencoder has no KL term
         if self.image_size is None:
             self._set(image_size=DATASETS.get(self.dataset))
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
+        if self.beta is None or not self.objective.sampled:   # a point has no KL to weigh
+            self._set(beta=self.objective.beta)
+        if self.mmd is None:
+            self._set(mmd=100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd)
         at_least_1 = [(name, int, lambda v: v >= 1, "a whole number of at least 1") for name in
-                      ("latent_dim", "epochs", "batch_size", "width", "depth", "max_images")]
+                      ("latent_dim", "epochs", "batch_size", "width", "depth", "max_images", "codebook")]
         for name, kind, good, wanted in (*at_least_1, ("image_size", int, lambda v: v >= 2, "a whole number of at least 2"),
                                          ("seed", int, lambda v: abs(v) < 2 ** 63, "a whole number of at most 63 bits"),
                                          ("lr", (int, float), lambda v: 0 < v < math.inf, "a number above 0"),
                                          ("beta", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
+                                         ("mmd", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
                                          ("ema", (int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
                                          ("residual", int, lambda v: v >= 0, "a whole number of at least 0"),
                                          ("kl_warmup", int, lambda v: v >= 0, "a whole number of at least 0")):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, kind) and good(value)):
                 raise VAEError(f"{name} must be {wanted}, not {value!r}.")
-        self._set(lr=float(self.lr), beta=float(self.beta), ema=float(self.ema))   # 4 and 4.0 are one config and one run_name
+        self._set(lr=float(self.lr), beta=float(self.beta), mmd=float(self.mmd), ema=float(self.ema))   # 4 and 4.0 are one config and one run_name
         if self.width is None:
             self._set(width=32 if self.arch == "conv" else 512)
-        if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4
-            self._set(depth=max(1, int(math.log2(self.image_size / 4))) if self.arch == "conv" else 2)
+        if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4; the codes of a vq_vae need a finer grid
+            halvings = round(math.log2(self.image_size / 8)) if self.model == "vq_vae" else int(math.log2(self.image_size / 4))
+            self._set(depth=max(1, halvings) if self.arch == "conv" else 2)
         if self.arch == "conv" and self.image_size >> self.depth < 1:
             raise VAEError(f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: "
                            f"use depth {int(math.log2(self.image_size))} or less.")
-        if self.norm == "batch" and self.batch_size < 2:
-            raise VAEError("Batch normalisation needs a batch_size of at least 2, not 1.")
+        if self.batch_size < 2 and (self.norm == "batch" or self.mmd):
+            raise VAEError(f"{'Batch normalisation' if self.norm == 'batch' else 'MMD'} compares the images of a batch: use a batch_size of at least 2.")
+        if self.mmd and self.model == "vq_vae":
+            raise VAEError("mmd compares q(z) with N(0, I), which a vq_vae has no use for: leave it out, or train model info_vae or wae.")
         if self.arch == "fc" and (self.norm != "none" or self.residual):
             raise VAEError("norm and residual are for arch conv: the fully connected model is kept plain.")
         if self.arch == "fc" and self.width >> (self.depth - 1) < 1:
@@ -204,6 +237,10 @@ class Config:
     def _set(self, **values):
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.model]
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -610,9 +647,35 @@ def reparameterize(mu: Tensor, logvar: Tensor, generator: torch.Generator | None
     return mu + torch.exp(0.5 * logvar) * eps
 
 
+def conditions(config: Config, labels: Tensor | None) -> Tensor | None:
+    """Labels as a conditional model takes them: classes (N,) → one-hot (N, A); attributes (N, A) → 0 and 1; None for other models.
+
+    Of the factors of `shapes` the shape counts as the class. Floats are taken as they are, so that labels can be mixed.
+    """
+    if not config.conditions:
+        return None
+    if labels is None:
+        raise VAEError("This model is conditional: hand in the labels, too.")
+    if labels.is_floating_point():
+        return labels
+    if config.dataset == "shapes":
+        labels = labels[:, 0]
+    return (F.one_hot(labels.long(), config.conditions) if labels.ndim == 1 else labels).float()
+
+
 def grid_sizes(config: Config) -> list[int]:
     """Heights of the feature maps, each half the one before, rounded down: 32 → [32, 16, 8, 4]; 28 → [28, 14, 7]."""
     return [config.image_size >> i for i in range(config.depth + 1)]
+
+
+def code_grid(config: Config) -> int:
+    """The side of a vq_vae's square of codes; a fully connected one has no grid of its own, and gets 4x4."""
+    return grid_sizes(config)[-1] if config.arch == "conv" else 4
+
+
+def input_channels(config: Config) -> int:
+    """Of the encoder: a conditional one gets the label as one more channel."""
+    return config.channels + (config.conditions > 0)
 
 
 class LatentHeads(nn.Module):
@@ -649,7 +712,7 @@ def activation(channels: int, norm: str) -> list[nn.Module]:
 
 def conv_encoder(config: Config) -> nn.Sequential:
     """The assignment's encoder at 32x32: three strided 4x4 convolutions, then mu and logvar. x (N, C, H, W)."""
-    size, layers, channels = grid_sizes(config)[-1], [], config.channels
+    size, layers, channels = grid_sizes(config)[-1], [], input_channels(config)
     for i in range(config.depth):                          # 32 → 16 → 8 → 4
         out = config.width * 2 ** i                        # 32, 64, 128 channels
         if config.downsample == "stride":
@@ -658,6 +721,8 @@ def conv_encoder(config: Config) -> nn.Sequential:
             layers += [nn.Conv2d(channels, out, kernel_size=3, padding=1), *activation(out, config.norm), nn.MaxPool2d(2)]
         layers += [Residual(out, config.norm) for _ in range(config.residual)]
         channels = out
+    if config.model == "vq_vae":                           # one code for each place of the grid
+        return nn.Sequential(*layers, nn.Conv2d(channels, config.latent_dim, kernel_size=1))
     return nn.Sequential(*layers, nn.Flatten(), LatentHeads(channels * size * size, config.latent_dim))
 
 
@@ -665,8 +730,12 @@ def conv_decoder(config: Config) -> nn.Sequential:
     """The mirror image: a linear layer, then transposed 4x4 convolutions. z (N, D) → x_raw (N, C, H, W)."""
     sizes = grid_sizes(config)
     channels = config.width * 2 ** (config.depth - 1)
-    layers = [nn.Linear(config.latent_dim, channels * sizes[-1] ** 2), nn.Unflatten(1, (channels, sizes[-1], sizes[-1])),
-              *activation(channels, config.norm)]
+    if config.model == "vq_vae":
+        layers = [nn.Conv2d(config.latent_dim, channels, kernel_size=3, padding=1)]
+    else:
+        layers = [nn.Linear(config.latent_dim + config.conditions, channels * sizes[-1] ** 2),
+                  nn.Unflatten(1, (channels, sizes[-1], sizes[-1]))]
+    layers += activation(channels, config.norm)
     for i in reversed(range(config.depth)):                # 4 → 8 → 16 → 32
         out = config.width * 2 ** (i - 1) if i else config.channels
         odd = sizes[i] - 2 * sizes[i + 1]                  # 1 where halving rounded down: 7 → 3 needs 3 → 7
@@ -679,17 +748,22 @@ def conv_decoder(config: Config) -> nn.Sequential:
 
 def fc_encoder(config: Config) -> nn.Sequential:
     """The image as one long vector, through hidden layers that narrow by half, then mu and logvar."""
-    sizes = [config.channels * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
+    sizes = [input_channels(config) * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
     layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
+    if config.model == "vq_vae":
+        grid = (config.latent_dim, code_grid(config), code_grid(config))
+        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], math.prod(grid)), nn.Unflatten(1, grid))
     return nn.Sequential(nn.Flatten(), *layers, LatentHeads(sizes[-1], config.latent_dim))
 
 
 def fc_decoder(config: Config) -> nn.Sequential:
     """The mirror image: z (N, D) → x_raw (N, C, H, W)."""
     shape = (config.channels, config.image_size, config.image_size)
-    sizes = [config.latent_dim] + [config.width >> i for i in reversed(range(config.depth))] + [math.prod(shape)]
+    code = config.latent_dim * code_grid(config) ** 2 if config.model == "vq_vae" else config.latent_dim + config.conditions
+    sizes = [code] + [config.width >> i for i in reversed(range(config.depth))] + [math.prod(shape)]
     layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1], nn.Unflatten(1, shape))
+    start = [nn.Flatten()] if config.model == "vq_vae" else []
+    return nn.Sequential(*start, *layers[:-1], nn.Unflatten(1, shape))
 
 
 class Output(NamedTuple):
@@ -699,16 +773,23 @@ class Output(NamedTuple):
     mu: Tensor
     logvar: Tensor
     z: Tensor
+    indices: Tensor | None = None   # of a vq_vae: which code stands at each place, (N, h, w)
 
 
 class VAE(nn.Module):
-    """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z); with config.model == "ae", z = mu."""
+    """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z); z = mu where the objective does not sample.
+
+    A conditional one (config.conditions, Sohn et al. 2015) has q(z|x, c) and p(x|z, c): c (N, A) reaches the encoder as one
+    more channel, a learned linear picture of it, and the decoder beside z.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         encoder, decoder = {"conv": (conv_encoder, conv_decoder), "fc": (fc_encoder, fc_decoder)}[config.arch]
         self.encoder, self.decoder = encoder(config), decoder(config)
+        if config.conditions:
+            self.condition_plane = nn.Linear(config.conditions, config.image_size ** 2)
         # of a gaussian p(x|z), on [0, 1]; fit sets it, see calibrate; no other likelihood has one
         self.register_buffer("sigma", torch.tensor(0.1) if config.likelihood == "gaussian" else None)
 
@@ -716,26 +797,151 @@ class VAE(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) in config.value_range → mu, logvar, each (N, D)."""
+    def encode(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) in config.value_range, conditions c (N, A) → mu, logvar, each (N, D)."""
+        if c is not None:
+            x = torch.cat([x, self.condition_plane(c).reshape(-1, 1, *x.shape[2:])], dim=1)
         return self.encoder(x)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """z (N, D) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
-        x_raw = self.decoder(z)
+    def decode_raw(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """z (N, D), c (N, A) → x_raw (N, C, H, W), before the last activation."""
+        return self.decoder(z if c is None else torch.cat([z, c], dim=1))
+
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """z (N, D), c (N, A) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
+        return self.activate(self.decode_raw(z, c))
+
+    def activate(self, x_raw: Tensor) -> Tensor:
+        """The decoder's last activation: x_raw → x_hat in config.value_range."""
         return torch.tanh(x_raw) if self.config.likelihood == "squared_error" else torch.sigmoid(x_raw)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Output:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None, c: Tensor | None = None) -> Output:
+        mu, logvar = self.encode(x, c)
+        z = reparameterize(mu, logvar, generator) if self.config.objective.sampled else mu
+        return Output(self.decode_raw(z, c), mu, logvar, z)
+
+
+class Codebook(nn.Module):
+    """K vectors that stand for everything the encoder says, moved to the mean of what they stood for lately.
+
+    Exponential moving averages in place of a gradient (van den Oord et al. 2017, appendix A.1). A code that is hardly used
+    is set to an output of the encoder (Dhariwal et al. 2020, section 3.2), which also sets the first codes.
+    """
+
+    DECAY, DEAD = 0.99, 0.1   # dead: used less than a tenth of the average
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(size, dim))
+        self.register_buffer("counts", torch.zeros(size))        # moving averages of how often a code is used in a batch,
+        self.register_buffer("sums", torch.zeros(size, dim))     # and of the sum of what it stood for
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Vectors (M, D) → the indices of their nearest codes, (M,)."""
+        return (self.codes.square().sum(1) - 2 * z @ self.codes.T).argmin(1)
+
+    @torch.no_grad()
+    def update(self, z: Tensor, generator: torch.Generator | None) -> None:
+        """Move the codes towards the encoder's outputs z (M, D) of one batch."""
+        average = len(z) / len(self.codes)
+        dead = self.counts < self.DEAD * average
+        self.codes[dead] = z[torch.randint(len(z), (int(dead.sum()),), generator=generator, device=z.device)]
+        self.counts[dead] = 2 * self.DEAD * average     # without use it is dead again in 70 batches
+        self.sums[dead] = self.codes[dead] * self.counts[dead, None]
+        used = F.one_hot(self.nearest(z), len(self.codes)).to(z.dtype)
+        self.counts.lerp_(used.sum(0), 1 - self.DECAY)
+        self.sums.lerp_(used.T @ z, 1 - self.DECAY)
+        self.codes.copy_(self.sums / self.counts[:, None].clamp(min=1e-5))
+
+
+class CodePrior(nn.Module):
+    """p(codes): a small causal transformer that reads the grid row by row, each code given all before it.
+
+    It takes the place of the PixelCNN of van den Oord et al. 2017, section 3.3.
+    """
+
+    def __init__(self, codebook: int, places: int, width: int = 128, layers: int = 2):
+        super().__init__()
+        self.token = nn.Embedding(codebook + 1, width)           # the last one marks the start
+        self.place = nn.Parameter(torch.zeros(places, width))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, nhead=4, dim_feedforward=4 * width, dropout=0.0, batch_first=True,
+                                                               norm_first=True) for _ in range(layers))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codebook))
+
+    def forward(self, before: Tensor) -> Tensor:
+        """The first codes (N, T) of each image → logits of every code up to the next one, (N, T + 1, K)."""
+        h = self.token(F.pad(before, (1, 0), value=self.token.num_embeddings - 1)) + self.place[:before.shape[1] + 1]
+        mask = nn.Transformer.generate_square_subsequent_mask(h.shape[1], device=h.device)
+        for block in self.blocks:
+            h = block(h, src_mask=mask, is_causal=True)
+        return self.head(h)
+
+    def nats(self, indices: Tensor) -> Tensor:
+        """-log p of grids of codes (N, h, w) → (N,) nats."""
+        flat = indices.flatten(1)
+        logits = self(flat[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="none").reshape(flat.shape).sum(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n grids, read row by row: (n, places)."""
+        codes = torch.zeros(n, 0, dtype=torch.long, device=self.place.device)
+        for _ in self.place:
+            p = self(codes)[:, -1].softmax(1)
+            codes = torch.cat([codes, torch.multinomial(p, 1, generator=generator)], dim=1)
+        return codes
+
+
+class VQVAE(VAE):
+    """The decoder sees the nearest of K codes at each place of a grid (van den Oord et al. 2017). D = latent_dim * h * w.
+
+    mu is what the encoder says, z the codes in its place. The gradient passes z as if it were mu (straight through, section
+    3.2). The prior learns beside them, on codes that carry no gradient, so it never bends the code.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.grid = (code_grid(config), code_grid(config))
+        self.codebook = Codebook(config.codebook, config.latent_dim)
+        self.prior = CodePrior(config.codebook, math.prod(self.grid))
+
+    def encode(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) → what the encoder says, (N, D), and logvar = -inf: a point."""
+        mu = self.encoder(x).flatten(1)
+        return mu, torch.full_like(mu, -math.inf)
+
+    def vectors(self, z: Tensor) -> Tensor:
+        """(N, D) → one vector for each place, (N * h * w, latent_dim)."""
+        return z.reshape(len(z), self.config.latent_dim, -1).transpose(1, 2).flatten(0, 1)
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Codes of (N, h, w) or (N, h * w) places → z (N, D)."""
+        return self.codebook.codes[indices.flatten(1)].transpose(1, 2).flatten(1)
+
+    def indices(self, z: Tensor) -> Tensor:
+        """z (N, D) → the nearest code of each place, (N, h, w)."""
+        return self.codebook.nearest(self.vectors(z)).reshape(len(z), *self.grid)
+
+    def decode_raw(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """z (N, D), codes or anything between them → x_raw (N, C, H, W) of the nearest codes."""
+        return self.decoder(self.look_up(self.indices(z)).reshape(len(z), -1, *self.grid))
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None, c: Tensor | None = None) -> Output:
         mu, logvar = self.encode(x)
-        z = mu if self.config.model == "ae" else reparameterize(mu, logvar, generator)
-        return Output(self.decoder(z), mu, logvar, z)
+        if self.training:
+            self.codebook.update(self.vectors(mu.detach()), generator)
+        indices = self.indices(mu.detach())
+        z = mu + (self.look_up(indices) - mu).detach()
+        return Output(self.decoder(z.reshape(len(z), -1, *self.grid)), mu, logvar, z, indices)
 
 
 def build_model(config: Config) -> VAE:
     """The model of a config, its weights drawn from config.seed, on get_device()."""
+    if config.model == "cvae" and not config.conditions:
+        raise VAEError("A cvae needs to know how many classes or attributes there are: make its config with config_for(data, model='cvae').")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = VAE(config)
+        model = (VQVAE if config.model == "vq_vae" else VAE)(config)
     return model.to(get_device(), memory_format=torch.channels_last)
 
 
@@ -745,7 +951,18 @@ def config_for(data: ImageData, **choices) -> Config:
         choices |= {"epochs": 1, "max_images": len(data.train.images)}
     if epochs := os.environ.get("VAE_EPOCHS"):
         choices["epochs"] = int(epochs) if epochs.isdecimal() else epochs   # Config refuses what is no number
+    if choices.get("model") == "cvae":
+        choices["conditions"] = len(condition_names(data))
     return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
+
+
+def condition_names(data: ImageData) -> tuple[str, ...]:
+    """What a conditional model is told: the classes or attributes. Raises VAEError where the images have no labels."""
+    names = ("ellipse", "rectangle", "triangle") if data.name == "shapes" else data.label_names
+    if len(names) < 2:
+        raise VAEError(f"A cvae needs labels, and {data.title} has none: sort the images into one folder per class (<class>/…), "
+                       "or train model vae.")
+    return names
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -804,6 +1021,37 @@ def kl_nats(mu: Tensor, logvar: Tensor) -> Tensor:
     return kl_nats_per_dim(mu, logvar).sum(1)
 
 
+def mmd(a: Tensor, b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of two samples (N, D), (M, D) → (), unbiased, so it can be below 0 (Gretton et al. 2012, eq. 3).
+
+    Kernel C / (C + ||z - z'||^2) with C = 2 D: the inverse multiquadratic for a prior N(0, I) (Tolstikhin et al. 2018, section 4).
+    """
+    scale = 2 * a.shape[1]
+    kernel = lambda x, y: scale / (scale + torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square())   # noqa: E731
+    within = [(kernel(x, x).sum() - len(x)) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return within[0] + within[1] - 2 * kernel(a, b).mean()
+
+
+def code_nats(model: VAE, out: Output) -> Tensor:
+    """The price of each image's code, (N,) nats: its KL; -log p(codes) for a vq_vae; 0 for ae and wae, whose code is a point.
+
+    While a vq_vae trains, only of every fourth image: its prior would cost more time than all the rest.
+    """
+    if model.config.model == "vq_vae":
+        return model.prior.nats(out.indices[::4] if model.training else out.indices)
+    return kl_nats(out.mu, out.logvar) if model.config.objective.sampled else torch.zeros_like(out.mu[:, 0])
+
+
+def penalty(model: VAE, out: Output, generator: torch.Generator | None = None) -> Tensor | float:
+    """What training adds to reconstruction + beta * KL: the weighted MMD against draws of N(0, I), or a vq_vae's commitment
+    (van den Oord et al. 2017, equation 3, weight 0.25), which keeps the encoder near the codes."""
+    if model.config.model == "vq_vae":
+        return 0.25 * (out.mu - out.z.detach()).square().sum(1).mean()
+    if not model.config.mmd:
+        return 0.0
+    return model.config.mmd * mmd(out.z, torch.randn(out.z.shape, generator=generator, device=out.z.device))
+
+
 def discretised_logistic_nats(mean: Tensor, images: Tensor, scale: float) -> Tensor:
     """-log P(image) of each uint8 image when every value is a logistic around mean, cut into the 256 grey levels.
 
@@ -839,29 +1087,31 @@ class CheckpointError(VAEError):
     """A checkpoint that is missing, damaged, or not for this model."""
 
 
-def image_losses(model: VAE, images: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Reconstruction and KL of each uint8 image, two (N,) in nats, float64, with one seeded sample of z per image."""
+def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0):
+    """Yield x and the Output of each 500 uint8 images, without gradients, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    parts = []
+    labels = conditions(model.config, labels)
     model.eval()
+    for i, part in enumerate(images.split(500)):
+        x = to_input(part.to(model.device), model.config)
+        c = None if labels is None else labels[500 * i:500 * (i + 1)].to(model.device)
+        with torch.no_grad():
+            yield x, model(x, generator, c)
+
+
+def image_losses(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Reconstruction and the price of the code (code_nats) of each uint8 image, two (N,) in nats, float64."""
     with torch.no_grad():
-        for part in images.split(500):
-            x = to_input(part.to(model.device), model.config)
-            out = model(x, generator)
-            parts.append((reconstruction_nats(out.x_raw, x, model.config.likelihood, model.sigma).cpu(), _kl_of(model, out).cpu()))
+        parts = [(reconstruction_nats(out.x_raw, x, model.config.likelihood, model.sigma).cpu(), code_nats(model, out).cpu())
+                 for x, out in forward_passes(model, images, labels, seed=seed)]
     return tuple(torch.cat(t).double() for t in zip(*parts))   # on the CPU: MPS knows no float64
-
-
-def _kl_of(model: VAE, out: Output) -> Tensor:
-    """(N,) nats; 0 for an autoencoder, whose code is a point and not a distribution."""
-    return torch.zeros_like(out.mu[:, 0]) if model.config.model == "ae" else kl_nats(out.mu, out.logvar)
 
 
 def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
         on_epoch: Callable[[list[dict]], None] | None = None) -> list[dict]:
-    """Minimise reconstruction + beta * KL with Adam; returns the history, one dict an epoch, and draws nothing.
+    """Minimise reconstruction + beta * KL + penalty with Adam; returns the history, one dict an epoch, and draws nothing.
 
-    Every loss is in nats per image. train_* are means over the epoch while the weights still move; val_* are
+    Every loss is in nats per image; KL is the price of the code (code_nats), and total leaves the penalty out. train_* are means over the epoch while the weights still move; val_* are
     measured after it with the same beta. on_epoch is called with the history so far after every epoch. With
     config.ema, validation, on_epoch and the caller see the averaged weights.
 
@@ -869,6 +1119,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
     """
     device = model.device
     images = data.train.images.to(device)                      # uint8: a quarter of float32, small enough to stay
+    told = conditions(config, data.train.labels)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     steps = len(_batches(len(images), config, torch.Generator()))   # in one epoch
     schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
@@ -886,12 +1137,12 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
         seen = 0
         for step, indices in enumerate(bar):
             x = to_input(images[indices.to(device)], config).contiguous(memory_format=torch.channels_last)
-            out = model(x, noise_rng)
+            out = model(x, noise_rng, None if told is None else told[indices].to(device))
             rec = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
-            kl = _kl_of(model, out).mean()
+            kl = code_nats(model, out).mean()
             progressed = (epoch - 1 + step / steps) / config.kl_warmup if config.kl_warmup else 1.0
             optimiser.zero_grad(set_to_none=True)
-            (rec + config.beta * min(1.0, progressed) * kl).backward()
+            (rec + config.beta * min(1.0, progressed) * kl + penalty(model, out, noise_rng)).backward()
             optimiser.step()
             if schedule:
                 schedule.step()
@@ -906,8 +1157,8 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
         if average:
             moving = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average.module.state_dict())
-        calibrate(model, data.train.images)
-        val = dict(zip(train, (losses.mean().item() for losses in image_losses(model, data.val.images))))
+        calibrate(model, data.train)
+        val = dict(zip(train, (losses.mean().item() for losses in image_losses(model, *data.val))))
         row = {"epoch": epoch, "seconds": time.perf_counter() - start}
         for split, losses in (("train", train), ("val", val)):
             row |= {f"{split}_{k}": v for k, v in losses.items()}
@@ -926,11 +1177,11 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
 
 
 def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
-    """The indices of n images, shuffled, in batches. Batch normalisation has no variance from one image: it is joined to others."""
+    """The indices of n images, shuffled, in batches. One left over is joined to others: it has no variance to normalise by, and no MMD."""
     batches = list(torch.randperm(n, generator=generator).split(config.batch_size))
-    if config.norm == "batch" and len(batches[-1]) == 1:
+    if (config.norm == "batch" or config.mmd) and len(batches[-1]) == 1:
         if n == 1:
-            raise VAEError("Batch normalisation needs at least 2 training images: add images, or use norm none.")
+            raise VAEError("Batch normalisation and MMD need at least 2 training images: add images, or use norm none and model vae.")
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
@@ -940,17 +1191,13 @@ def _ema(decay: float) -> Callable:
     return lambda averages, values, n: get_ema_multi_avg_fn(min(decay, (1 + n.item()) / (10 + n.item())))(averages, values, n)
 
 
-def calibrate(model: VAE, images: Tensor, n: int = 5000) -> None:
+def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
     """Set sigma of a gaussian decoder to its best value, the root mean squared error of x_hat(z), on the first n images."""
     if model.config.likelihood != "gaussian":
         return
-    generator = torch.Generator(model.device).manual_seed(0)
-    squared = 0.0
-    with torch.no_grad():
-        for part in images[:n].split(500):
-            x = to_input(part.to(model.device), model.config)
-            squared += (torch.sigmoid(model.eval()(x, generator).x_raw) - x).square().sum().item()
-    model.sigma.fill_(math.sqrt(max(squared / images[:n].numel(), 1e-8)))
+    images, labels = (tensor[:n] for tensor in split)
+    squared = sum((torch.sigmoid(out.x_raw) - x).square().sum().item() for x, out in forward_passes(model, images, labels))
+    model.sigma.fill_(math.sqrt(max(squared / images.numel(), 1e-8)))
 
 
 def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False) -> Path:
@@ -1005,60 +1252,70 @@ def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
 ACTIVE_THRESHOLD = 0.01   # variance of mu over the data above which a dimension counts as active (Burda et al. 2016)
 
 
-def evaluate(model: VAE, images: Tensor, *, seed: int = 0) -> dict[str, float]:
-    """The numbers of a model on uint8 images (N, C, H, W), units in the keys.
+def evaluate(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> dict[str, float]:
+    """The numbers of a model on uint8 images (N, C, H, W), of a conditional one with their labels; units in the keys.
 
-    reconstruction_nats, kl_nats   means over the images, with one seeded sample of z each: distortion and rate
+    reconstruction_nats, kl_nats   means over the images, with one seeded sample of z each: distortion and rate (code_nats)
     total_nats         their sum, the negative ELBO, whatever beta the model was trained with
     total_nats_se      its standard error: the spread over images, divided by the root of their number
     floor_nats, excess_nats        (bernoulli) bce_floor_nats of the images, and total_nats above it
     mse                mean squared error of x_hat(mu) per pixel and channel, on [0, 1]
     active_dims        latent dimensions whose mu varies over the images (Burda et al. 2016, section 5.2)
+    codes_used, perplexity   (vq_vae) of the codebook over all the images: how many codes occur, and exp of their entropy
     images             how many images were measured
     """
-    mu, _ = encode_images(model, images)
-    rec, kl = image_losses(model, images, seed=seed)
-    squared, floor = 0.0, 0.0
-    for part, z in zip(images.split(500), mu.split(500)):
+    mu, _ = encode_images(model, images, labels)
+    rec, kl = image_losses(model, images, labels, seed=seed)
+    squared, floor, told = 0.0, 0.0, None if labels is None else labels.split(500)
+    for i, (part, z) in enumerate(zip(images.split(500), mu.split(500))):   # in parts, for the memory
         unit = as_unit(part)
-        squared += (decode_images(model, z) - unit).square().sum().item()
+        squared += (decode_images(model, z, told and told[i]) - unit).square().sum().item()
         floor += bce_floor_nats(unit).sum().item()
     result = {"reconstruction_nats": rec.mean().item(), "kl_nats": kl.mean().item(), "total_nats": (rec + kl).mean().item(),
               "total_nats_se": standard_error(rec + kl)}
     if model.config.likelihood == "bernoulli":
         result |= {"floor_nats": floor / len(images), "excess_nats": result["total_nats"] - floor / len(images)}
-    return result | {"mse": squared / images.numel(), "images": len(images),
-                     "active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
+    if model.config.model == "vq_vae":
+        used = torch.cat([out.indices.flatten().cpu() for _, out in forward_passes(model, images)]).bincount(minlength=model.config.codebook)
+        result |= {"codes_used": int((used > 0).sum()), "perplexity": torch.special.entr(used / used.sum()).sum().exp().item()}
+    else:
+        result["active_dims"] = int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())
+    return result | {"mse": squared / images.numel(), "images": len(images)}
 
 
-def iwae_nats(model: VAE, images: Tensor, k: int = 500, *, seed: int = 0, decoded_at_once: int = 1000) -> Tensor:
+def iwae_nats(model: VAE, images: Tensor, k: int = 500, labels: Tensor | None = None, *, seed: int = 0,
+              decoded_at_once: int = 1000) -> Tensor:
     """The importance-weighted bound on -log p(x) of each image: (N,) nats; k = 1 is the negative ELBO.
 
     -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x): in expectation it only falls with k, towards -log p(x) (Burda et
     al. 2016, equation 8 and theorem 1). Memory holds decoded_at_once images, whatever k is.
     """
     c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
-    if c.model == "ae":
-        raise VAEError("An autoencoder has no likelihood to bound: measure a model vae.")
+    if not c.objective.sampled:
+        raise VAEError(f"The bound averages over samples of z, and the code of model {c.model} is a point: measure a model that samples.")
     if k < 1:
         raise VAEError(f"k must be at least 1, not {k}.")
+    told = conditions(c, labels)
     bounds = []
     with torch.no_grad():
-        for image in images:
+        for i, image in enumerate(images):
             x = to_input(image[None].to(model.device), c)
-            mu, logvar = model.eval().encode(x)
+            given = None if told is None else told[i:i + 1].to(model.device)
+            mu, logvar = model.eval().encode(x, given)
             log_weights = []
             for n in torch.arange(k).split(decoded_at_once):
                 z = reparameterize(mu.expand(len(n), -1), logvar.expand(len(n), -1), generator)
                 log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp()).sum(1)   # both without -D/2 log 2 pi
                 log_prior = -0.5 * z.square().sum(1)
-                nats = reconstruction_nats(model.decoder(z), x.expand(len(n), -1, -1, -1), c.likelihood, model.sigma)
+                x_raw = model.decode_raw(z, None if given is None else given.expand(len(n), -1))
+                nats = reconstruction_nats(x_raw, x.expand(len(n), -1, -1, -1), c.likelihood, model.sigma)
                 log_weights.append((log_prior - log_q - nats).cpu().double())
             bounds.append(math.log(k) - torch.logsumexp(torch.cat(log_weights), 0))
     return torch.stack(bounds)
 
 
-def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, *, seed: int = 0) -> dict[str, float]:
+def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, labels: Tensor | None = None, tuning_labels: Tensor | None = None, *,
+                 seed: int = 0) -> dict[str, float]:
     """A bound on the bits that each value of uint8 images costs, the unit of the literature on image likelihoods.
 
     x_hat(z) becomes the mean of a discretised logistic with one scale, the best for the images `tuning` (validation: never
@@ -1068,21 +1325,20 @@ def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, *, seed: int = 0) -
     """
     from scipy.optimize import minimize_scalar   # heavy libraries are imported where they are used
 
-    if model.config.model == "ae":
-        raise VAEError("An autoencoder's code has no price in bits: measure a model vae.")
+    if model.config.model in ("ae", "wae"):
+        raise VAEError(f"The code of model {model.config.model} is a point, which has no price in bits: measure another model.")
 
-    def sampled(part: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        mu, logvar = encode_images(model, part)
-        return decode_images(model, reparameterize(mu, logvar, generator)), kl_nats(mu, logvar)
+    def passes(images: Tensor, labels: Tensor | None):
+        """x_hat(z), the price of the code, and the images themselves, 500 at a time."""
+        with torch.no_grad():
+            for (_, out), part in zip(forward_passes(model, images, labels, seed=seed), images.split(500)):
+                yield to_unit(model.activate(out.x_raw), model.config).cpu(), code_nats(model, out).cpu(), part
 
-    mean, _ = sampled(tuning, torch.Generator().manual_seed(seed))
-    cost = lambda log_scale: discretised_logistic_nats(mean, tuning, math.exp(log_scale)).mean().item()   # noqa: E731
+    parts = list(passes(tuning, tuning_labels))
+    cost = lambda log_scale: sum(discretised_logistic_nats(mean, part, math.exp(log_scale)).sum().item() for mean, _, part in parts)   # noqa: E731
     scale = math.exp(minimize_scalar(cost, bounds=(math.log(0.1), math.log(100)), method="bounded", options={"xatol": 1e-3}).x)
-    bits, generator = [], torch.Generator().manual_seed(seed)
-    for part in images.split(1000):
-        mean, kl = sampled(part, generator)
-        bits.append((discretised_logistic_nats(mean, part, scale) + kl).double() / (part[0].numel() * math.log(2)))
-    bits = torch.cat(bits)
+    bits = torch.cat([(discretised_logistic_nats(mean, part, scale) + price).double() for mean, price, part in passes(images, labels)])
+    bits /= images[0].numel() * math.log(2)
     return {"bits_per_dim": bits.mean().item(), "bits_per_dim_se": standard_error(bits), "logistic_scale_grey_levels": scale}
 
 
@@ -1198,7 +1454,9 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 def collapse_warning(test: dict[str, float], config: Config) -> str | None:
     """One sentence when the numbers of evaluate say that the decoder does not use the code; else None."""
-    if config.model == "ae" or (test["kl_nats"] >= 1 and test["active_dims"] >= 1):
+    if config.model == "vq_vae" and test["perplexity"] < 2:
+        return f"The codebook has collapsed: a perplexity of {test['perplexity']:.2f} codes. Try more epochs or a smaller codebook than {config.codebook}."
+    if not config.objective.sampled or (test["kl_nats"] >= 1 and test["active_dims"] >= 1):
         return None
     return (f"The posterior has collapsed: KL {test['kl_nats']:.2f} nats, {test['active_dims']} of {config.latent_dim} dimensions active, so every "
             f"image gets the same code. Try a smaller beta than {config.beta:g}, kl_warmup, or more epochs.")
@@ -1209,8 +1467,11 @@ def standard_error(values: Tensor) -> float:
     return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
 
 
-def encode_images(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), uint8 or float in [0, 1] → mu, logvar (N, D) on the CPU. Raises VAEError on others."""
+def encode_images(model: VAE, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → mu, logvar (N, D) on the CPU. A conditional model wants their labels.
+
+    Raises VAEError on others.
+    """
     c = model.config
     shape = (c.channels, c.image_size, c.image_size)
     if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
@@ -1218,18 +1479,29 @@ def encode_images(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
         raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
     if images.dtype != torch.uint8 and not (images.is_floating_point() and ((images >= 0) & (images <= 1)).all()):
         raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
-    with torch.no_grad():
-        parts = [model.eval().encode(to_input(p.to(model.device), model.config)) for p in images.split(500)]
-    return tuple(torch.cat(t).cpu() for t in zip(*parts))
+    encode = lambda part, *given: model.eval().encode(to_input(part, c), *given)   # noqa: E731
+    return _in_parts(model, encode, images, conditions(c, labels))
 
 
-def decode_images(model: VAE, z: Tensor) -> Tensor:
-    """z (..., D) → float images in [0, 1], (..., C, H, W), on the CPU: the means of p(x|z)."""
-    flat = z.reshape(-1, z.shape[-1])
-    with torch.no_grad():
-        parts = [to_unit(model.eval().decode(p.to(model.device)), model.config).cpu() for p in flat.split(500)]
-    images = torch.cat(parts)
+def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    """z (..., D) → float images in [0, 1], (..., C, H, W), on the CPU: the means of p(x|z).
+
+    A conditional model wants labels (N,) or (N, A): one for each z, or as many as the last axes of z hold, or one for all.
+    """
+    given = conditions(model.config, labels)
+    if given is not None:
+        given = given.expand(*z.shape[:-1], -1).reshape(-1, given.shape[-1])
+    decode = lambda part, *given: (to_unit(model.eval().decode(part, *given), model.config),)   # noqa: E731
+    images, = _in_parts(model, decode, z.reshape(-1, z.shape[-1]), given)
     return images.reshape(*z.shape[:-1], *images.shape[1:])
+
+
+def _in_parts(model: VAE, call: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """The results of a call on the model's device, 500 rows at a time, on the CPU."""
+    split = [i.split(500) for i in inputs if i is not None]
+    with torch.no_grad():
+        parts = [call(*(p.to(model.device) for p in some)) for some in zip(*split)]
+    return tuple(torch.cat(t).cpu() for t in zip(*parts))
 
 
 class Run(NamedTuple):
@@ -1257,7 +1529,7 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
         save_checkpoint(model, folder, {**record, "history": history, "seconds": history[-1]["seconds"]})
 
     history = fit(model, data, config, progress=progress, on_epoch=keep)
-    record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, data.test.images)}
+    record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, *data.test)}
     save_checkpoint(model, folder, record)
     return Run(config, model, record, "trained now")
 
@@ -1345,7 +1617,7 @@ def interpolate_latents(z_a: Tensor, z_b: Tensor, num: int, method: str = "linea
 
 
 def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpolations: int = 10,
-                       method: str = "linear") -> Tensor:
+                       method: str = "linear", labels: Tensor | None = None) -> Tensor:
     """Morph one image into another through the latent space.
 
     Encodes both, walks from mu_a to mu_b (means, never noisy samples) and decodes every step.
@@ -1353,13 +1625,16 @@ def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpo
     image_a, image_b      (C, H, W), uint8 or float in [0, 1], of the model's size
     num_interpolations    images on the way, both reconstructed ends included, at least 2
     method                "linear" or "spherical"
+    labels                of the two images, for a conditional model, which is told a mixture of both on the way
     returns float (num_interpolations, C, H, W) in [0, 1]; raises VAEError on wrong input
     """
     for image in (image_a, image_b):
         if not isinstance(image, Tensor) or image.ndim != 3:
             raise VAEError("interpolate_images takes two single images of shape (C, H, W).")
-    mu_a, mu_b = (encode_images(model, image[None])[0][0] for image in (image_a, image_b))
-    return decode_images(model, interpolate_latents(mu_a, mu_b, num_interpolations, method))
+    told = conditions(model.config, labels)
+    mu_a, mu_b = (encode_images(model, image[None], None if told is None else told[i:i + 1])[0][0] for i, image in enumerate((image_a, image_b)))
+    return decode_images(model, interpolate_latents(mu_a, mu_b, num_interpolations, method),
+                         None if told is None else interpolate_latents(*told, num_interpolations))
 
 
 def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tensor:
@@ -1416,9 +1691,18 @@ def sample_latents(n: int, latent_dim: int, *, z_range: tuple[float, float] | No
     return F.normalize(z, dim=1) * radius if radius is not None else z * temperature
 
 
-def sample_images(model: VAE, n: int, **region) -> Tensor:
-    """Decode n latents of a region (see sample_latents) → float (n, C, H, W) in [0, 1]."""
-    return decode_images(model, sample_latents(n, model.config.latent_dim, **region))
+def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) -> Tensor:
+    """Decode n latents of a region (see sample_latents) → float (n, C, H, W) in [0, 1]; a conditional model needs n labels.
+
+    A vq_vae draws its codes from the prior that it learned, so that only seed has a meaning for it.
+    """
+    if model.config.model != "vq_vae":
+        return decode_images(model, sample_latents(n, model.config.latent_dim, **region), labels)
+    generator = torch.Generator(model.device).manual_seed(region.pop("seed", 0))
+    if region:
+        raise VAEError(f"A vq_vae has no {', '.join(region)}: its codes come from its own prior.")
+    codes = [model.prior.sample(len(part), generator) for part in torch.arange(n).split(500)]
+    return torch.cat([decode_images(model, model.look_up(part)) for part in codes])
 
 
 class Density(NamedTuple):
@@ -1456,24 +1740,27 @@ def sample_density(density: Density, n: int, *, seed: int = 0) -> Tensor:
     return z.float()
 
 
-def sample_codes(model: VAE, images: Tensor, *, seed: int = 0) -> Tensor:
-    """One z ~ q(z|x) for each image: (N, D), draws of the aggregate posterior. An autoencoder's codes are its mu."""
-    mu, logvar = encode_images(model, images)
-    return mu if model.config.model == "ae" else reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
+def sample_codes(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> Tensor:
+    """One z ~ q(z|x) for each image: (N, D), draws of the aggregate posterior. Where the code is a point, mu."""
+    mu, logvar = encode_images(model, images, labels)
+    return reparameterize(mu, logvar, torch.Generator().manual_seed(seed)) if model.config.objective.sampled else mu
 
 
 def picture_sets(model: VAE, data: ImageData, n: int, *, components: int = 10, seed: int = 0) -> dict[str, Tensor]:
-    """Five sets of n decoded images, (n, C, H, W) in [0, 1], to be compared with the first n test images.
+    """Sets of n decoded images, (n, C, H, W) in [0, 1], to be compared with the first n test images.
 
-    reconstructions of those images; samples_prior from N(0, I); samples_mixture from a mixture fitted to the codes of (at
-    most 20,000) training images; midpoints_linear and _spherical between neighbouring test images. All decode means.
+    reconstructions of those images; samples_prior from N(0, I) (vq_vae: from its prior); samples_mixture from a mixture fitted
+    to the codes of (at most 20,000) training images (not for a vq_vae); midpoints_linear and _spherical between neighbouring
+    test images. All decode means; a conditional model is told the labels of the test images.
     """
-    density = fit_density(sample_codes(model, data.train.images[:20_000], seed=seed), components, seed=seed)
-    mu, _ = encode_images(model, data.test.images[:n])
-    latents = {"reconstructions": mu, "samples_prior": sample_latents(n, model.config.latent_dim, seed=seed),
-               "samples_mixture": sample_density(density, n, seed=seed),
-               **{f"midpoints_{method}": midpoints(mu, method) for method in ("linear", "spherical")}}
-    return {name: decode_images(model, z) for name, z in latents.items()}
+    images, labels = (tensor[:n] for tensor in data.test)
+    mu, _ = encode_images(model, images, labels)
+    latents = {"reconstructions": mu, **{f"midpoints_{method}": midpoints(mu, method) for method in METHODS}}
+    if model.config.model != "vq_vae":
+        codes = sample_codes(model, *(tensor[:20_000] for tensor in data.train), seed=seed)
+        latents["samples_mixture"] = sample_density(fit_density(codes, components, seed=seed), n, seed=seed)
+    return {"samples_prior": sample_images(model, n, labels, seed=seed),
+            **{name: decode_images(model, z, labels) for name, z in latents.items()}}
 
 
 def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callable[[Tensor], Tensor], z_a: Tensor, z_b: Tensor,
@@ -1502,10 +1789,10 @@ class AggregatePosterior(NamedTuple):
     mu: Tensor        # (N, D): the codes themselves
 
 
-def aggregate_posterior(model: VAE, images: Tensor, seed: int = 0) -> AggregatePosterior:
+def aggregate_posterior(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> AggregatePosterior:
     """Where the encoder puts real images. The variance is Var(mu) + E(sigma^2) (law of total variance)."""
-    mu, logvar = encode_images(model, images)
-    if model.config.model == "ae":   # its codes are points
+    mu, logvar = encode_images(model, images, labels)
+    if not model.config.objective.sampled:   # its codes are points
         return AggregatePosterior(mu.mean(0), mu.std(0, unbiased=False), torch.zeros_like(mu[0]), mu.norm(dim=1), mu)
     z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
@@ -1639,6 +1926,58 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
         rows = {name: torch.cat([a[None], strip, b[None]]) for name, strip in rows.items()}
         labels = ["original", *labels, "original"]
     return plot_rows(rows, title, labels)
+
+
+def plot_manifold(model: VAE, title: str, n: int = 20) -> plt.Figure:
+    """Everything a model with latent_dim 2 draws: an n x n grid of equally probable places of N(0, I), through the inverse of its
+    distribution function (Kingma & Welling 2014, appendix A). Raises VAEError for other models."""
+    if model.config.latent_dim != 2 or model.config.conditions or model.config.model == "vq_vae":
+        raise VAEError(f"A picture of the whole latent space needs an unconditional model with latent_dim 2, not {model.config.model} with "
+                       f"{model.config.latent_dim}: train one with --latent_dim 2.")
+    axis = torch.special.ndtri((torch.arange(n) + 0.5) / n)
+    z = torch.stack(torch.meshgrid(axis.flip(0), axis, indexing="ij")[::-1], dim=-1)   # up and to the right, as on paper
+    fig = plot_grid(decode_images(model, z.flatten(0, 1)), title, columns=n, cell=0.36)
+    ax, step = fig.axes[0], model.config.image_size + 2
+    shown = range(0, n, max(1, n // 5))
+    ax.axis("on")
+    ax.set_xticks([step * (i + 0.5) for i in shown], [f"{axis[i]:.1f}" for i in shown])
+    ax.set_yticks([step * (n - i - 0.5) for i in shown], [f"{axis[i]:.1f}" for i in shown])
+    ax.set(xlabel="first coordinate of z", ylabel="second coordinate of z")
+    ax.spines[:].set_visible(False)
+    return fig
+
+
+def plot_scatter(points: Tensor, classes: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]) -> plt.Figure:
+    """Points (N, 2), each in the colour of its class (N,)."""
+    fig, ax = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
+    for k, name in enumerate(names):
+        ax.scatter(*points[classes == k].T, s=4, alpha=0.6, linewidths=0, color=plt.get_cmap("tab10" if len(names) <= 10 else "tab20")(k % 20), label=name)
+    ax.set(xlabel=axes[0], ylabel=axes[1])
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4, frameon=False, title=None)
+    fig.suptitle(title)
+    return fig
+
+
+def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6, seed: int = 0) -> plt.Figure:
+    """What a conditional model draws: one latent per row, one class per column, up to ten."""
+    shown = min(len(names), 10)
+    z = sample_latents(latents, model.config.latent_dim, seed=seed)
+    told = F.one_hot(torch.arange(shown), model.config.conditions).float()
+    rows = {f"z {i + 1}": decode_images(model, one.expand(shown, -1), told) for i, one in enumerate(z)}
+    return plot_rows(rows, title, [textwrap.fill(name, 9) for name in names[:shown]])
+
+
+def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[str], attributes: Sequence[str], title: str) -> plt.Figure:
+    """The same codes decoded with one attribute switched off and on: images (n, C, H, W), labels (n, A), of a conditional model."""
+    mu, _ = encode_images(model, images, labels)
+    rows = {"original": as_unit(images), "reconstruction": decode_images(model, mu, labels)}
+    for name in attributes:
+        for word, value in (("no ", 0), ("", 1)):
+            switched = labels.clone()
+            switched[:, names.index(name)] = value
+            rows[word + name.replace("_", " ")] = decode_images(model, mu, switched)
+    return plot_rows(rows, title)
 
 
 def plot_curves(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str,

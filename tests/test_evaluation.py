@@ -126,7 +126,7 @@ def test_the_bound_is_seeded():
 
 @pytest.mark.parametrize("measure", [lambda m, x: vae.iwae_nats(m, x, 2), lambda m, x: vae.bits_per_dim(m, x, x)], ids=["iwae", "bits"])
 def test_an_autoencoder_has_no_likelihood(shapes, measure):
-    with pytest.raises(vae.VAEError, match="measure a model vae[.]$"):
+    with pytest.raises(vae.VAEError, match="is a point.* measure a"):
         measure(vae.build_model(vae.config_for(shapes, **SMALL, model="ae")), shapes.test.images[:2])
 
 

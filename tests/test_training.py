@@ -231,15 +231,15 @@ def test_validation_and_on_epoch_see_the_averaged_weights(shapes, config):
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config, monkeypatch, warmup):
     """The weight of the KL in every step is its gradient."""
-    seen, kl_of = [], vae._kl_of
+    seen, code_nats = [], vae.code_nats
 
     def spy(model, out):
-        kl = kl_of(model, out)
+        kl = code_nats(model, out)
         if kl.requires_grad:
             kl.register_hook(lambda gradient: seen.append(gradient.sum().item()))
         return kl
 
-    monkeypatch.setattr(vae, "_kl_of", spy)
+    monkeypatch.setattr(vae, "code_nats", spy)
     _, history = fit(shapes, dataclasses.replace(config, beta=4, kl_warmup=warmup, epochs=3))
     assert seen == pytest.approx([4 * min(1, i / 12) if warmup else 4 for i in range(18)], rel=1e-5)
     assert history[0]["val_total_nats"] == pytest.approx(history[0]["val_reconstruction_nats"] + 4 * history[0]["val_kl_nats"])
@@ -250,7 +250,7 @@ def test_calibrate_gives_the_root_mean_squared_error_of_the_first_images(shapes,
     """600 are more than one batch; an autoencoder, so that no noise differs."""
     model = vae.build_model(dataclasses.replace(config, model=kind, likelihood="gaussian"))
     images = shapes.train.images.repeat(4, 1, 1, 1)
-    vae.calibrate(model, images, n)
+    vae.calibrate(model, vae.Split(images, torch.zeros(len(images))), n)
     x = images[:n] / 255
     with torch.no_grad():
         x_hat = torch.sigmoid(model(x, torch.Generator().manual_seed(0)).x_raw)
@@ -265,14 +265,14 @@ def test_a_gaussian_run_learns_and_keeps_its_sigma(shapes, config, tmp_path):
     again, record = vae.load_checkpoint(tmp_path / "run")
     assert again.sigma == run.model.sigma != 0.1
     assert vae.evaluate(again, shapes.test.images) == record["test"] and "floor_nats" not in record["test"]
-    vae.calibrate(again, shapes.train.images)
+    vae.calibrate(again, shapes.train)
     assert again.sigma == run.model.sigma   # it was calibrated on the training images, with the last weights
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "squared_error"])
 def test_only_a_gaussian_has_a_sigma(shapes, config, likelihood):
     model = vae.build_model(dataclasses.replace(config, likelihood=likelihood))
-    vae.calibrate(model, shapes.train.images)
+    vae.calibrate(model, shapes.train)
     assert model.sigma is None and "sigma" not in model.state_dict()
 
 
