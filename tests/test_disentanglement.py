@@ -289,8 +289,3 @@ def test_evaluate_draws_the_traversals(evaluated):
     with Image.open(out / "traversals.gif") as moving:
         assert moving.size == (3 * (2 + 4 * 34), 3 * (2 + 34)) and moving.info["loop"] == 0
         assert 2 <= moving.n_frames <= 20   # equal frames in a row are stored as one
-
-
-def test_quick_draws_the_traversals_but_does_not_score_them(run, tmp_path, few):
-    metrics = evaluate.main(["--run", str(run), "--out", str(tmp_path), "--num_samples", "2", "--quick"])
-    assert "disentanglement" not in metrics and (tmp_path / "traversals.gif").exists()
