@@ -4,7 +4,8 @@
     python evaluate.py --run checkpoints/cifar10_best
     python evaluate.py --run checkpoints/cifar10_conv --num_samples 10000 --npz
 
-Everything takes some minutes on two CPU cores; --quick leaves out what takes long (IWAE, Fréchet distances, neighbours).
+Everything takes some minutes on two CPU cores; --quick leaves out what takes long (IWAE, Fréchet distances, neighbours,
+disentanglement, which is measured on the drawn shapes alone: only their factors are known).
 """
 from __future__ import annotations
 
@@ -12,11 +13,16 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import entropy
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import mutual_info_score
 
 import vae_helpers as vae
 
@@ -25,6 +31,8 @@ LEAST_FRECHET = 1000   # with fewer images than about twice the 464 features, a 
 TSNE_IMAGES = 2000     # more take minutes and fill the picture
 SAMPLES = ("samples_prior", "samples_mixture")
 PAIRS = 1000           # ends of the ways whose path length is measured; also samples whose neighbours are sought
+DRAWN, VOTES = 10_000, 800   # shapes drawn to measure disentanglement; votes to learn a classifier from, and as many to test it
+TRAVERSED = np.linspace(-3, 3, 11).tolist()   # the prior puts 99.7 % of a latent dimension there
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,11 +65,16 @@ def newest_run() -> Path:
     return runs[-1].parent
 
 
-def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
-    """Images (N, C, H, W) as one PNG, each pixel enlarged so that small images can be seen."""
+def enlarged_grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images (N, C, H, W) as one picture, each pixel enlarged so that small images can be seen."""
     picture = Image.fromarray(vae.image_grid(images, columns))
     scale = max(1, 96 // images.shape[-1])
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def save_grid(images: torch.Tensor, path: Path, columns: int) -> None:
+    """The enlarged grid as one PNG."""
+    enlarged_grid(images, columns).save(path)
 
 
 def save_figure(fig, path: Path) -> None:
@@ -173,6 +186,139 @@ def path_lengths(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, net
     return result
 
 
+# ── Disentanglement: does each dimension of the code hold one factor of the images? mu (N, D), factors (N, F) from 0 up ──
+
+def random_factors(n: int, levels: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """n independent, uniform draws of factors with so many levels each → (n, F). Of shapes, few were ever trained on."""
+    return torch.stack([torch.randint(k, (n,), generator=generator) for k in levels], dim=1)
+
+
+def codes_of_shapes(model: vae.VAE, factors: torch.Tensor) -> torch.Tensor:
+    """Draw the shapes with these factors (N, 7) and encode them → mu (N, D)."""
+    parts = [vae.encode_images(model, vae.draw_shapes(some, model.config.image_size))[0]
+             for some in vae.progress_bar(factors.split(500), desc="drawn shapes")]
+    return torch.cat(parts)
+
+
+def active_dims(mu: torch.Tensor) -> torch.Tensor:
+    """Which dimensions vary over the images, (N, D) → (D,) bool. In the others mu is tiny, but not noise: the decoder ignores
+    it, yet it may tell a factor exactly and would pass for a second code of it."""
+    return mu.var(0, unbiased=False) > vae.ACTIVE_THRESHOLD
+
+
+def mutual_information(mu: torch.Tensor, factors: torch.Tensor, bins: int = 20) -> np.ndarray:
+    """Nats that each dimension tells about each factor → (D, F).
+
+    A dimension is cut into bins that hold equally many codes, so that no monotone rescaling changes the estimate, as none
+    changes mutual information. It is too high by about (bins - 1) (levels - 1) / 2N nats.
+    """
+    edges = np.quantile(mu, np.arange(1, bins) / bins, axis=0, method="lower")
+    binned = [np.searchsorted(e, z, side="right") for e, z in zip(edges.T, mu.T.numpy())]
+    return np.array([[mutual_info_score(factor, z) for factor in factors.T.numpy()] for z in binned])
+
+
+def mutual_information_gap(mu: torch.Tensor, factors: torch.Tensor, bins: int = 20) -> float:
+    """MIG (Chen et al. 2018, section 4.1, eq. 6): how far the dimension that tells most about a factor leads the second, as a
+    share of the factor's entropy; mean over the factors, each of which must vary. 0 to 1.
+
+    Where the paper integrates over q(z|x), this bins the means, as Locatello et al. 2019 do (with bins of equal width).
+    """
+    information = np.vstack([mutual_information(mu, factors, bins), np.zeros(factors.shape[1])])   # a lone dimension leads nothing
+    second, first = np.sort(information, axis=0)[-2:]
+    return float(np.mean((first - second) / [entropy(np.bincount(factor)) for factor in factors.T]))   # both in nats
+
+
+def dci(mu_train: torch.Tensor, factors_train: torch.Tensor, mu_test: torch.Tensor, factors_test: torch.Tensor,
+        seed: int = 0) -> tuple[float, float, float]:
+    """Disentanglement, completeness, informativeness (Eastwood & Williams 2018, section 2), each 0 to 1, larger is better.
+
+    How important a dimension is for a factor is what a random forest, one of the paper's two regressors, gains by it. Its trees
+    see all dimensions at every split: of a few chosen at random, they would have to use some that tell nothing. (Gradient
+    boosting, also common, needs a tree for each level and step: many times as long.) Disentanglement: 1 - the entropy of a
+    dimension's importances over the factors, weighted with their sum. Completeness: the same of a factor's over the dimensions.
+    Informativeness is, unlike the paper's error, the share of the test images that the forest gets right, above that of always
+    naming the most frequent level: 0 is chance, 1 is never wrong.
+    """
+    importances, informed = [], []
+    for train, test in zip(factors_train.T.numpy(), factors_test.T.numpy()):
+        forest = RandomForestClassifier(20, max_features=None, min_samples_leaf=5, max_samples=0.5, random_state=seed % 2 ** 32)
+        forest.fit(mu_train.numpy(), train)
+        importances.append(forest.feature_importances_)
+        chance = np.bincount(test).max() / len(test)
+        informed.append(max(0.0, (forest.score(mu_test.numpy(), test) - chance) / (1 - chance)))
+    importance = np.array(importances).T + 1e-12   # (D, F); of a dimension that no tree uses, all alike and weightless
+    dims, factors = (max(n, 2) for n in importance.shape)   # what is shared among one alone has entropy 0 in any base
+    disentangled = np.average(1 - entropy(importance, axis=1, base=factors), weights=importance.sum(1))
+    return float(disentangled), float(np.mean(1 - entropy(importance, axis=0, base=dims))), float(np.mean(informed))
+
+
+def factor_vae_score(encode: Callable[[torch.Tensor], torch.Tensor], levels: Sequence[int], votes: int = VOTES, images: int = 64,
+                     seed: int = 0) -> float:
+    """Kim & Mnih 2018, section 4: can the factor that some images share be named from the dimension that varies least?
+
+    encode draws images with given factors (N, F) and gives their codes mu (N, D). A vote is the active dimension of least
+    variance in `images` codes of one level of one factor, relative to its variance over all (every image, taken alone, is a
+    uniform draw). Each dimension names the factor that most of the first votes had there → accuracy on as many new votes.
+    Chance is 1 / F. NaN without an active dimension.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    factors = random_factors(2 * votes * images, levels, generator).unflatten(0, (2 * votes, images))
+    fixed = torch.randint(len(levels), (2 * votes,), generator=generator)
+    factors = torch.where(F.one_hot(fixed, len(levels)).bool()[:, None], factors[:, :1], factors)
+    mu = encode(factors.flatten(0, 1))
+    mu = mu[:, active_dims(mu)]
+    if not mu.shape[1]:
+        return float("nan")
+    winner = (mu.unflatten(0, (2 * votes, images)).var(1) / mu.var(0)).argmin(1)
+    counts = torch.zeros(mu.shape[1], len(levels))
+    counts.index_put_((winner[:votes], fixed[:votes]), torch.ones(votes), accumulate=True)
+    return (counts.argmax(1)[winner[votes:]] == fixed[votes:]).double().mean().item()
+
+
+def disentanglement(model: vae.VAE, seed: int) -> dict:
+    """All of the above for a model of the drawn shapes, on newly drawn ones. Scores are missing if no dimension is active."""
+    levels = tuple(vae.SHAPE_FACTORS.values())
+    factors = random_factors(DRAWN, levels, torch.Generator().manual_seed(seed))
+    mu = codes_of_shapes(model, factors)
+    mu = mu[:, active_dims(mu)]
+    result = {"images": DRAWN, "active_dims": mu.shape[1], "factor_vae_votes": VOTES, "factor_vae_chance": 1 / len(levels)}
+    if not mu.shape[1]:
+        return result
+    half = DRAWN // 2
+    disentangled, complete, informative = dci(mu[:half], factors[:half], mu[half:], factors[half:], seed)
+    return {"mig": mutual_information_gap(mu, factors), "dci_disentanglement": disentangled, "dci_completeness": complete,
+            "dci_informativeness": informative,
+            "factor_vae_score": factor_vae_score(lambda some: codes_of_shapes(model, some), levels, VOTES, seed=seed), **result}
+
+
+def traversals(model: vae.VAE, data: vae.ImageData, seed: int) -> dict[str, torch.Tensor]:
+    """What each dimension draws: from the code of the first test image, one dimension at a time set to each of TRAVERSED.
+
+    Up to ten dimensions, the one of largest mean KL first (where the code is a point, of largest standard deviation). Label →
+    (11, C, H, W); on shapes, the label of an active dimension says which factor it tells most about.
+    """
+    images, labels = data.test
+    q = vae.aggregate_posterior(model, images, labels, seed=seed)
+    size, unit = (q.kl_nats, "nats") if model.config.objective.sampled else (q.std, "std")
+    dims = size.argsort(descending=True)[:10].tolist()
+    names = [""] * len(dims)
+    if data.name == "shapes" and not model.config.conditions:
+        factors = random_factors(DRAWN, tuple(vae.SHAPE_FACTORS.values()), torch.Generator().manual_seed(seed))
+        mu = codes_of_shapes(model, factors)[:, dims]
+        best = mutual_information(mu, factors).argmax(1)
+        names = [f"\n{list(vae.SHAPE_FACTORS)[k]}" if active else "" for k, active in zip(best, active_dims(mu))]
+    rows = vae.traverse(model, q.mu[0], dims, TRAVERSED, labels[:1])
+    return {f"z{d} · {size[d]:.1f} {unit}{name}": row for d, name, row in zip(dims, names, rows)}
+
+
+def save_traversals(rows: dict[str, torch.Tensor], title: str, out: Path) -> None:
+    """traversals.png, a row for each dimension, and traversals.gif: all of them move at once, there and back."""
+    save_figure(vae.plot_rows(rows, title, [f"{v:g}" for v in TRAVERSED]), out / "traversals.png")
+    frames = [enlarged_grid(images, columns=5) for images in torch.stack(list(rows.values()), dim=1)]
+    frames += frames[-2:0:-1]
+    frames[0].save(out / "traversals.gif", save_all=True, append_images=frames[1:], duration=120, loop=0)   # ms; for ever
+
+
 def storable(value):
     """Numbers that JSON does not know (the PSNR of a perfect copy, the unevenness of no steps at all) become null."""
     if isinstance(value, dict):
@@ -231,6 +377,8 @@ def main(argv: list[str] | None = None) -> dict:
     if ends:   # one test image has nothing to be interpolated with
         strips = [vae.interpolate_images(model, *test[two], args.num_interpolations, method, labels[two]) for two in ends for method in vae.METHODS]
         save_grid(torch.cat(strips), out / "interpolations.png", columns=args.num_interpolations)
+    if config.model != "vq_vae":   # whose codes have no dimensions to move along
+        save_traversals(traversals(model, data, args.seed), f"{data.title}: one latent dimension at a time", out)
     if "history" in record:
         save_figure(vae.plot_history({f"{config.arch} {config.model}": record["history"]}, data.title), out / "losses.png")
     if args.npz:
@@ -253,6 +401,8 @@ def main(argv: list[str] | None = None) -> dict:
         net = vae.load_feature_net()
         if len(test) >= 2 and config.model != "vq_vae":   # which jumps from code to code
             metrics["smoothness"] = path_lengths(model, test[:2 * PAIRS], labels[:2 * PAIRS], net, args.seed)
+        if data.name == "shapes" and config.model != "vq_vae" and not config.conditions:
+            metrics["disentanglement"] = disentanglement(model, args.seed)
         compared = min(args.num_frechet, len(test), len(data.train.images))
         if compared < LEAST_FRECHET:
             print(f"Fréchet distances and neighbours are left out: they need {LEAST_FRECHET:,} training and test images, here are {compared:,}.")

@@ -1828,12 +1828,15 @@ def contrast(images: Tensor) -> Tensor:
     return images.flatten(-3).std(-1, unbiased=False)
 
 
-def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float]) -> Tensor:
-    """Images of z (D,) with one dimension at a time set to each value → float (len(dims), len(values), C, H, W)."""
+def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float], labels: Tensor | None = None) -> Tensor:
+    """Images of z (D,) with one dimension at a time set to each value → float (len(dims), len(values), C, H, W).
+
+    A conditional model is told the one label in `labels`, (1,) or (1, A).
+    """
     grid = z.repeat(len(dims), len(values), 1)
     for row, dim in enumerate(dims):
         grid[row, :, dim] = torch.tensor(values, dtype=z.dtype)
-    return decode_images(model, grid)
+    return decode_images(model, grid, labels)
 
 
 def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:

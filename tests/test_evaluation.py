@@ -317,7 +317,7 @@ def test_evaluate_gives_the_standard_error_of_its_total(model, shapes):
 def evaluated(config, data, out, *arguments):
     """metrics of evaluate.py on a run of one epoch, with fewer samples than it takes by itself."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"IWAE_K": (1, 3), "IWAE_IMAGES": 4, "PAIRS": 200}.items():
+        for name, value in {"IWAE_K": (1, 3), "IWAE_IMAGES": 4, "PAIRS": 200, "DRAWN": 600, "VOTES": 20}.items():
             patch.setattr(evaluate, name, value)
         vae.train_run(config, data, out / "run", progress=False)
         return evaluate.main(["--run", str(out / "run"), "--out", str(out), "--num_samples", "4", *arguments])
@@ -336,7 +336,7 @@ def whole(all_shapes, tmp_path_factory):
 def test_evaluate_measures_every_part_and_reports_it(whole):
     metrics, out = whole
     parts = [name for name, value in metrics.items() if isinstance(value, dict)]
-    assert parts == ["test", "pictures", "latent_space", "likelihood", "smoothness", "frechet", "memorisation"]
+    assert parts == ["test", "pictures", "latent_space", "likelihood", "smoothness", "disentanglement", "frechet", "memorisation"]
     assert json.loads((out / "metrics.json").read_text()) == metrics
     report = (out / "report.md").read_text()
     assert all(f"## {name}\n" in report for name in parts) and f"{metrics['frechet']['ffd_samples_prior']:,.4f}" in report
@@ -373,9 +373,10 @@ def test_frechet_distances_compare_each_set_with_the_test_images(whole, all_shap
 
 @pytest.mark.parametrize("choices, arguments, left_out", [
     ({"model": "ae"}, ["--num_frechet", "999"], {"likelihood", "frechet", "memorisation"}),
-    ({"likelihood": "gaussian", "norm": "batch"}, ["--quick"], {"likelihood", "smoothness", "frechet", "memorisation"})], ids=str)
+    ({"likelihood": "gaussian", "norm": "batch"}, ["--quick"],
+     {"likelihood", "smoothness", "disentanglement", "frechet", "memorisation"})], ids=str)
 def test_evaluate_leaves_parts_out(all_shapes, tmp_path, choices, arguments, left_out, capsys):
     metrics = evaluated(vae.Config(**TINY, **choices), take(all_shapes, 1000, 500, 1000), tmp_path, *arguments)
-    every = {"test", "pictures", "latent_space", "likelihood", "smoothness", "frechet", "memorisation"}
+    every = {"test", "pictures", "latent_space", "likelihood", "smoothness", "disentanglement", "frechet", "memorisation"}
     assert every - {name for name, value in metrics.items() if isinstance(value, dict)} == left_out
     assert ("Fréchet distances and neighbours are left out" in capsys.readouterr().out) == ("--quick" not in arguments)

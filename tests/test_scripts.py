@@ -113,7 +113,8 @@ def test_evaluate_draws_its_pictures(evaluated):
     for name, (rows, columns) in cells.items():
         width, height = Image.open(evaluated[1] / name).size
         assert (height, width) == (3 * (2 + rows * 34), 3 * (2 + columns * 34))
-    assert (evaluated[1] / "losses.png").exists()
+    for name in ("losses.png", "traversals.png", "traversals.gif"):
+        assert (evaluated[1] / name).exists()
 
 
 def test_reconstructions_stand_beside_their_originals(evaluated, shapes_run, fast):
