@@ -173,7 +173,6 @@ class Sweep:
             import optuna
         except ImportError:
             raise vae.VAEError("A sweep needs Optuna: pip install optuna.") from None
-        import sqlalchemy   # Optuna's way to the database
         from optuna.storages.journal import JournalFileOpenLock
         optuna.logging.set_verbosity(optuna.logging.ERROR)   # what a user should know is printed here
         self.optuna, self.State, self.space, self.given, self.typed, self.data, self.trials = (
@@ -186,24 +185,32 @@ class Sweep:
                 raise vae.VAEError(f"{in_words(configs[config])} and {in_words(point)} are the same model here: sweep only what changes it.")
             configs[config] = point
         self.swept = {name: values._asdict() if isinstance(values, Range) else values for name, values in space.items()}   # as JSON
+        prune = prune or trials is not None
         content = [data.fingerprint, trials is not None, prune, self.swept, [dataclasses.asdict(config) for config in configs]]
         name = "-".join([data.name, *space, hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]])
         self.file = file or vae.runs_root() / "sweeps" / f"{name}.db"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.lock = JournalFileOpenLock(str(self.file))
         patience = 2 + max(config.kl_warmup for config in configs)   # epochs in which nothing is judged
-        pruner = optuna.pruners.MedianPruner(5, patience + 1) if prune or trials else optuna.pruners.NopPruner()
-        try:
-            with self.locked():
-                storage = optuna.storages.RDBStorage(f"sqlite:///{self.file}", {"connect_args": {"timeout": 60}})
-                if set(optuna.get_all_study_names(storage)) - {name}:
-                    raise vae.VAEError(f"{self.file} holds a sweep of other settings, values or images: name another --study, or leave it out.")
-                self.study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, load_if_exists=True)
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
-            raise vae.VAEError(f"{self.file} cannot be used as a database ({str(err).splitlines()[0]}): name another --study.") from None
+        pruner = optuna.pruners.MedianPruner(5, patience + 1) if prune else optuna.pruners.NopPruner()
+        with self.database(), self.locked():
+            storage = optuna.storages.RDBStorage(f"sqlite:///{self.file}", {"connect_args": {"timeout": 60}})
+            if set(optuna.get_all_study_names(storage)) - {name}:
+                raise vae.VAEError(f"{self.file} holds a sweep of other settings, values or images: name another --study, or leave it out.")
+            self.study = optuna.create_study(storage=storage, study_name=name, pruner=pruner, load_if_exists=True)
 
     def config(self, point: dict) -> vae.Config:
         return vae.config_for(self.data, **self.given | point)
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[None]:
+        """What goes wrong with the file in here is told in one sentence."""
+        from sqlalchemy.exc import SQLAlchemyError   # Optuna's way to the file
+        try:
+            yield
+        except (SQLAlchemyError, self.optuna.exceptions.StorageInternalError) as err:
+            reason = str(err.__cause__ or err).splitlines()[0]
+            raise vae.VAEError(f"{self.file} cannot be used as a database ({reason}): mend that, or name another --study.") from None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -217,16 +224,17 @@ class Sweep:
     def run(self) -> dict:
         """Train until no trial is left; write and print the results, and return them as they stand in the JSON file."""
         waited = False
-        while True:
-            if trial := self.claim():
-                self.train(trial)
-            elif running := self.study.get_trials(states=(self.State.RUNNING,)):
-                if not waited:
-                    print(f"Waiting for {len(running)} trials that other processes train, or did when they were killed.")
-                waited = True
-                time.sleep(1)
-            else:
-                return self.results()
+        with self.database():
+            while True:
+                if trial := self.claim():
+                    self.train(trial)
+                elif running := self.study.get_trials(states=(self.State.RUNNING,)):
+                    if not waited:
+                        print(f"{len(running)} left in other processes: waiting until they are done, or silent for {STALE} s", flush=True)
+                    waited = True
+                    time.sleep(1)
+                else:
+                    return self.results()
 
     def claim(self):
         """The next trial, from now on this process's own; None when every trial has been given out.
@@ -294,7 +302,8 @@ class Sweep:
         except self.optuna.exceptions.UpdateFinishedTrialError:   # after STALE seconds of standing still, as in a laptop that slept
             print("  another process has taken this trial over")
         except BaseException:   # whatever stops the sweep: the trial is free again
-            self.study.tell(trial, state=self.State.FAIL, skip_if_finished=True)
+            with contextlib.suppress(self.optuna.exceptions.StorageInternalError):   # a full disk: then it is after STALE
+                self.study.tell(trial, state=self.State.FAIL, skip_if_finished=True)
             raise
 
     @contextlib.contextmanager
