@@ -163,8 +163,8 @@ def in_words(point: dict) -> str:
 class Sweep:
     """Many runs that differ in some fields of Config, compared by the validation images; see README.md, "From a shell".
 
-    What is minimised is the validation total at beta = 1, the negative ELBO, so that runs of every beta have one scale. Where
-    `model` is swept it is the reconstruction, because an autoencoder has nothing else.
+    What is minimised is the validation total at beta = 1, the negative ELBO, so that runs of every beta have one scale. Where an
+    autoencoder is among them it is the reconstruction, because that has nothing else.
     """
 
     def __init__(self, space: dict[str, list | Range], given: dict, typed: dict, data: vae.ImageData, trials: int | None, prune: bool,
@@ -177,13 +177,13 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.ERROR)   # what a user should know is printed here
         self.optuna, self.State, self.space, self.given, self.typed, self.data, self.trials = (
             optuna, optuna.trial.TrialState, space, given, typed, data, trials)
-        self.goal = "reconstruction_nats" if "model" in space else "total_nats"
         configs: dict[vae.Config, dict] = {}
         for point in points(space):
             config = self.config(point)
             if config in configs:
                 raise vae.VAEError(f"{in_words(configs[config])} and {in_words(point)} are the same model here: sweep only what changes it.")
             configs[config] = point
+        self.goal = "reconstruction_nats" if any(config.model == "ae" for config in configs) else "total_nats"
         self.swept = {name: values._asdict() if isinstance(values, Range) else values for name, values in space.items()}   # as JSON
         prune = prune or trials is not None
         content = [data.fingerprint, trials is not None, prune, self.swept, [dataclasses.asdict(config) for config in configs]]
@@ -336,7 +336,7 @@ class Sweep:
         columns = {"reconstruction (nats)": ("reconstruction_nats", ",.1f"), "KL (nats)": ("kl_nats", ",.1f"),
                    "total (nats)": ("total_nats", ",.1f"), "MSE": ("mse", ".4f"), "active dimensions": ("active_dims", "d"),
                    "training (s)": ("seconds", ",.0f")}
-        kind = "reconstruction" if "model" in self.space else "total at beta 1"
+        kind = "total at beta 1" if self.goal == "total_nats" else "reconstruction"
         print(f"\n{self.data.title}: validation images, best {kind} first\n")
         print(vae.markdown_table([{"trial": row["trial"], **{n: in_words({n: row[n]}).split()[1] for n in self.space},
                                    **{name: format(row[key], spec) if key in row else "–" for name, (key, spec) in columns.items()},

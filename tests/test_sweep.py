@@ -138,7 +138,7 @@ def start(*arguments):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-SLOW = ["--dataset", "shapes", "--batch_size", "32", "--width", "8"]
+SLOW = ["--dataset", "shapes", "--batch_size", "32", "--width", "8", "--max_images", "768"]
 POINTS = ["--sweep", "latent_dim=2,3,4,5"]
 
 
