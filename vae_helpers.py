@@ -1513,10 +1513,12 @@ class Run(NamedTuple):
     origin: str        # "trained now", "your run …", "released weights …"
 
 
-def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None = None, *, progress: bool = True) -> Run:
+def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None = None, *, progress: bool = True,
+              on_epoch: Callable[[list[dict]], None] | None = None) -> Run:
     """Build, fit, measure on the test split and save: what train.py and the notebooks both call.
 
     The folder (default runs_root()/config.run_name) holds the weights of the last finished epoch at any time.
+    on_epoch is called as by fit, after they were saved.
     """
     folder = Path(folder or runs_root() / config.run_name)
     folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
@@ -1527,6 +1529,8 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
 
     def keep(history: list[dict]) -> None:
         save_checkpoint(model, folder, {**record, "history": history, "seconds": history[-1]["seconds"]})
+        if on_epoch:
+            on_epoch(history)
 
     history = fit(model, data, config, progress=progress, on_epoch=keep)
     record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, *data.test)}
@@ -1539,7 +1543,7 @@ def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> R
 
     VAE_TRAIN=1 always trains. weights=False is content with the record of a released run (its history and numbers).
     """
-    found = None if switched_on("VAE_TRAIN") else _own_run(config, data) or _released(config, weights)
+    found = None if switched_on("VAE_TRAIN") else own_run(config, data) or _released(config, weights)
     run = found or train_run(config, data)
     if run.record["data"]["fingerprint"] != data.fingerprint:
         print(f"Note: trained on {run.record['data']['title']}, whose files are not exactly yours; its recorded numbers are for its own "
@@ -1549,7 +1553,8 @@ def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> R
     return run
 
 
-def _own_run(config: Config, data: ImageData) -> Run | None:
+def own_run(config: Config, data: ImageData) -> Run | None:
+    """A finished run of this config on these images under runs_root(), if there is one."""
     for path in sorted(runs_root().glob("*/model.json")):
         try:
             found, record = read_record(path.parent)
@@ -2047,6 +2052,49 @@ def plot_rate_distortion(results: dict[str, dict[str, float]], title: str, other
         "reconstruction_nats": "reconstruction (nats per image)", "mse": "mean squared error on [0, 1]"}[distortion])
     ax.margins(x=0.2, y=0.15)
     ax.grid(alpha=0.3, which="both")
+    return fig
+
+
+def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> plt.Figure:
+    """Rate (KL) against distortion of named runs, and both against latent_dim where that was swept.
+
+    Each result holds the swept fields, kl_nats and reconstruction_nats. A colour joins the runs that differ in one field only
+    (latent_dim where it was swept), whose values stand at the points; with more colours than can be told apart, the names do.
+    """
+    text = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)   # noqa: E731
+    along = "latent_dim" if "latent_dim" in swept else swept[0]
+    groups: dict[str, dict[str, dict]] = {}
+    for name, r in sorted(results.items(), key=lambda item: item[1][along]):
+        groups.setdefault(", ".join(f"{field} {text(r[field])}" for field in swept if field != along), {})[name] = r
+    named = len(groups) > 10
+    panels = ("rate", "reconstruction_nats", "kl_nats") if along == "latent_dim" else ("rate",)
+    fig, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels) + 1.2, 4), layout="constrained", squeeze=False)
+    for colour, (label, group) in enumerate(groups.items()):
+        style = {"marker": "o", "ms": 5, "ls": "" if named else "-", "color": "C0" if named else f"C{colour}", "label": label}
+        at = {key: [r[key] for r in group.values()] for key in ("kl_nats", "reconstruction_nats", along)}
+        axes[0, 0].plot(at["kl_nats"], at["reconstruction_nats"], **style)
+        for ax, key in zip(axes[0, 1:], panels[1:]):
+            ax.plot(at[along], at[key], **style)
+    labels: dict[tuple[float, float], list[str]] = {}   # points that lie on each other share one label
+    near = 0.04 * np.ptp([(r["kl_nats"], r["reconstruction_nats"]) for r in results.values()], axis=0)
+    for group in groups.values():
+        for name, r in group.items():
+            point, label = (r["kl_nats"], r["reconstruction_nats"]), name if named else text(r[along])
+            point = next((other for other in labels if (np.abs(np.subtract(point, other)) <= near).all()), point)
+            if label not in labels.setdefault(point, []):
+                labels[point].append(label)
+    for point, names in labels.items():
+        axes[0, 0].annotate(", ".join(names[:5]) + (" …" if len(names) > 5 else ""), point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes[0, 0].set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)",
+                   title=f"at the points: {'the trial' if named else along}")
+    for ax, key in zip(axes[0, 1:], ("reconstruction", "KL")):
+        ax.set(xlabel="latent_dim", ylabel=f"{key} (nats per image)", title=f"{key} against latent_dim")
+    for ax in axes[0]:
+        ax.margins(0.1)
+        ax.grid(alpha=0.3)
+    if len(groups) > 1 and not named:
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    fig.suptitle(title)
     return fig
 
 

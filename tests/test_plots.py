@@ -54,6 +54,7 @@ def test_a_grid_changes_no_value():
 ROW = {f"{s}_{part}_nats": 5.0 for s in ("train", "val") for part in ("reconstruction", "kl", "total")}
 HISTORY = [{"epoch": epoch, **ROW} for epoch in (1, 2, 3)]
 STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SWEEP = {f"{d}{b}": {"latent_dim": d, "beta": b, "kl_nats": d / b, "reconstruction_nats": 9 + b} for d in (8, 2, 4) for b in (1.0, 4.0)}
 
 FIGURES = {   # name: (make a figure from a model and images, its panels)
     "plot_rows": (lambda m, x: vae.plot_rows({"a": STRIP, "b": STRIP[:3]}, "TITLE", ["1", "2"]), 2),
@@ -67,6 +68,7 @@ FIGURES = {   # name: (make a figure from a model and images, its panels)
     "plot_aggregate_posterior": (lambda m, x: vae.plot_aggregate_posterior(vae.aggregate_posterior(m, x), "TITLE"), 3),
     "plot_rate_distortion": (lambda m, x: vae.plot_rate_distortion(
         {"a": {"kl_nats": 3.0, "reconstruction_nats": 9.0}, "b": {"kl_nats": 30.0, "reconstruction_nats": 5.0}}, "TITLE"), 1),
+    "plot_sweep": (lambda m, x: vae.plot_sweep(SWEEP, ["beta", "latent_dim"], "TITLE"), 3),
 }
 
 
@@ -125,6 +127,20 @@ def test_a_history_shows_validation_and_training_of_every_model():
         assert len(ax.lines) == 4
         assert list(solid.get_ydata()) == [5, 10] and solid.get_linestyle() == "-"
         assert list(dashed.get_ydata()) == [10, 20] and dashed.get_linestyle() == "--"
+
+
+def test_a_sweep_is_joined_along_latent_dim_with_its_values_at_the_points():
+    first, reconstruction, kl = vae.plot_sweep(SWEEP, ["beta", "latent_dim"], "T").axes
+    assert [line.get_label() for line in first.lines] == ["beta 1", "beta 4"]
+    assert list(first.lines[1].get_xdata()) == [0.5, 1, 2] and [t.get_text() for t in first.texts] == ["2", "4", "8"] * 2
+    assert list(kl.lines[0].get_xdata()) == [2, 4, 8] and list(reconstruction.lines[1].get_ydata()) == [13, 13, 13]
+
+
+def test_a_sweep_of_many_values_names_its_points():
+    """A sampled search has no two trials that differ in one field only."""
+    results = {str(i): {"lr": i / 7, "beta": i / 9, "kl_nats": i, "reconstruction_nats": -i} for i in range(1, 15)}
+    fig = vae.plot_sweep(results, ["lr", "beta"], "T")
+    assert [t.get_text() for t in fig.axes[0].texts] == list(results) and not fig.legends
 
 
 # ── Tables ──────────────────────────────────────────────────────────────────────────────────────
