@@ -23,7 +23,7 @@ from typing import Iterator, NamedTuple
 
 import vae_helpers as vae
 
-KINDS = {"int": int, "int | None": int, "float": float}   # of Config's fields, by annotation; the others are text
+KINDS = {"int": int, "int | None": int, "float": float, "float | None": float}   # of Config's fields, by annotation; the others are text
 
 
 def parser() -> argparse.ArgumentParser:

@@ -319,7 +319,7 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
     name        one of DATASETS
     image_size  pixels; default the set's own: 32 CIFAR-10 and shapes, 28 MNIST and Fashion-MNIST, 64 the others
     data_dir    for "folder": a folder or zip of images, flat, <class>/…, or {train,test}/<class>/…
-    max_images  at most so many training images
+    max_images  at most so many training images; of `shapes`, which has 3,000 if not told, also more
     download    whether torchvision may download (never under VAE_FAST=1)
     or_shapes   go on with the drawn shapes, and say so, when the set cannot be had
 
@@ -330,7 +330,7 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
     size = image_size or DATASETS[name]
     try:
         if name == "shapes":
-            data = _load_shapes(size)
+            data = _load_shapes(size, max_images)
         elif name == "folder":
             data = _load_folder(data_dir, size)
         else:
@@ -340,7 +340,7 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
             raise
         print(f"{'=' * 100}\n{err}\n\n>>> Going on with `shapes`, images that are drawn on the fly. "
               f"What is written about {name} elsewhere does not hold for them.\n{'=' * 100}")
-        data = _load_shapes(size)
+        data = _load_shapes(size, max_images)
     train = Split(*(tensor[:max_images or None] for tensor in data.train))
     if len(train.images) < len(data.train.images) or switched_on("VAE_FAST"):
         data = dataclasses.replace(data, train=train, title=f"{data.title}, {len(train.images):,} training images")
@@ -608,13 +608,17 @@ def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
     return ((front * inside + back * (1 - inside)) * 255).round().byte()
 
 
-def _load_shapes(size: int) -> ImageData:
-    counts = (3000, 500, 1000)   # training takes minutes on two CPU cores
+def _load_shapes(size: int, images: int | None) -> ImageData:
+    counts = [3000, 500, 1000, max(0, (images or 0) - 3000)]   # training takes minutes on two CPU cores; the last are more, if asked for
     levels = tuple(SHAPE_FACTORS.values())   # 614,400 combinations: distinct ones, so that the splits share no image
-    chosen = torch.randperm(math.prod(levels), generator=torch.Generator().manual_seed(SPLIT_SEED))[:sum(counts)]
-    parts = _fast(torch.stack(torch.unravel_index(chosen, levels), dim=1).split(counts))
+    chosen = torch.randperm(math.prod(levels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    if sum(counts) > len(chosen):
+        raise VAEError(f"There are {len(chosen):,} different shapes: max_images can be at most {len(chosen) - 1500:,}.")
+    train, val, test, more = torch.stack(torch.unravel_index(chosen[:sum(counts)], levels), dim=1).split(counts)
+    parts = _fast([torch.cat([train, more]), val, test])
     splits = [Split(torch.cat([draw_shapes(some, size) for some in part.split(500)]), part) for part in parts]
-    return ImageData("shapes", "shapes (synthetic)", *splits, tuple(SHAPE_FACTORS))
+    title = "shapes (synthetic)" + (f", {len(parts[0]):,} training images" if len(parts[0]) > 3000 else "")
+    return ImageData("shapes", title, *splits, tuple(SHAPE_FACTORS))
 
 
 def as_unit(images: Tensor) -> Tensor:

@@ -388,3 +388,11 @@ def test_too_large_a_model_ends_in_one_line():
     done = shell("train.py", "--dataset", "shapes", "--arch", "fc", "--width", 10 ** 10)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "memory" in done.stderr
+
+
+def test_every_number_of_config_is_read_as_one():
+    """A field whose kind the parser does not know would reach Config as text."""
+    for f in dataclasses.fields(vae.Config):
+        if f.name not in ("channels", "conditions", "data_dir") and not f.metadata["choices"]:
+            value = vars(train.parser().parse_args([f"--{f.name}", "1"]))[f.name]
+            assert type(value) is (float if "float" in f.type else int), f.name

@@ -1,0 +1,131 @@
+"""The whole family side by side: train what is missing, measure it, and write gallery.png, gallery.json, gallery.md.
+
+    python figures/gallery.py                   every model on Fashion-MNIST; a cvae on faces, a vq_vae on CIFAR-10; over β, how
+                                                disentangled the codes of drawn shapes are
+    python figures/gallery.py --only vae wae    some of them; the others keep their numbers
+
+Finished runs in runs/ are found again, so it can be stopped and started at will.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import torch  # noqa: E402
+
+import evaluate  # noqa: E402
+import vae_helpers as vae  # noqa: E402
+
+SHAPES = 30_000            # training images to be drawn
+SAMPLES, SHOWN = 5000, 8   # images in each Fréchet distance; in each half of a row of the picture
+SHARP = {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3}
+ENTRIES = {   # name → data set, title, settings
+    "fc_vae": ("fashion_mnist", "VAE, fully connected", {"arch": "fc"}),
+    "vae": ("fashion_mnist", "VAE", {}),
+    "beta_vae": ("fashion_mnist", "β-VAE, β = 4", {"model": "beta_vae"}),
+    "info_vae": ("fashion_mnist", "InfoVAE", {"model": "info_vae"}),
+    "wae": ("fashion_mnist", "WAE-MMD", {"model": "wae"}),
+    "ae": ("fashion_mnist", "autoencoder", {"model": "ae"}),
+    "cvae": ("fashion_mnist", "conditional VAE", {"model": "cvae"}),
+    "vq_vae": ("fashion_mnist", "VQ-VAE", {"model": "vq_vae"}),
+    "celeba_cvae": ("celeba", "conditional VAE on CelebA", {"model": "cvae", "latent_dim": 128, "epochs": 15, **SHARP}),
+    "cifar10_vq_vae": ("cifar10", "VQ-VAE on CIFAR-10", {"model": "vq_vae", "latent_dim": 64, "residual": 1, **SHARP}),
+} | {f"shapes_beta{beta:g}": ("shapes", f"β-VAE on shapes, β = {beta:g}", {"model": "beta_vae", "beta": beta, "latent_dim": 10, "width": 16})
+     for beta in (0.1, 1, 4, 10)}
+SHAPES_OVER_BETA = [name for name, entry in ENTRIES.items() if entry[0] == "shapes"]
+FASHION = [name for name, entry in ENTRIES.items() if entry[0] == "fashion_mnist"]
+
+
+def measure(run: vae.Run, data: vae.ImageData, net: vae.FeatureNet) -> dict:
+    """Test numbers, units in the keys; ffd_* are Fréchet feature distances to the first SAMPLES test images."""
+    model, (images, labels) = run.model, data.test
+    n = min(SAMPLES, len(images))
+    sets = {"reconstructions": vae.decode_images(model, vae.encode_images(model, images[:n], labels[:n])[0], labels[:n]),
+            "samples": vae.sample_images(model, n, labels[:n], seed=0)}
+    real = vae.image_features(images[:n], net)
+    floor = {"ffd_real_train": vae.frechet_distance(real, vae.image_features(data.train.images[:n], net)), "frechet_images": n}
+    result = {**vae.evaluate(model, images, labels), "parameters": vae.count_parameters(model), "seconds": run.record["seconds"],
+              "hardware": run.record["hardware"], "data": data.title, **floor,
+              **{f"ffd_{name}": vae.frechet_distance(real, vae.image_features(some, net)) for name, some in sets.items()}}
+    if data.name == "shapes":
+        result |= {f"disentanglement_{key}": value for key, value in evaluate.disentanglement(model, seed=0).items()}
+    return result | (recognition(data, sets["samples"], labels[:n]) if model.config.conditions and labels.ndim == 1 else {})
+
+
+def recognition(data: vae.ImageData, samples: torch.Tensor, told: torch.Tensor) -> dict[str, float]:
+    """How often a logistic regression on pixels of real images names the class of test images, and of samples of that class."""
+    from sklearn.linear_model import LogisticRegression
+    flat = lambda images: vae.as_unit(images).flatten(1).numpy()   # noqa: E731
+    judge = LogisticRegression(max_iter=300).fit(flat(data.train.images[:10_000]), data.train.labels[:10_000])
+    return {"recognised_test": judge.score(flat(data.test.images), data.test.labels), "recognised_samples": judge.score(flat(samples), told)}
+
+
+def row(model: vae.VAE, data: vae.ImageData) -> torch.Tensor:
+    """Reconstructions, a gap, samples: (2 * SHOWN + 1, C, H, W)."""
+    images, labels = (tensor[:SHOWN] for tensor in data.test)
+    copies = vae.decode_images(model, vae.encode_images(model, images, labels)[0], labels)
+    return torch.cat([copies, torch.ones_like(copies[:1]), vae.sample_images(model, SHOWN, labels, seed=1)])
+
+
+def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
+    """gallery.png, and a picture each for the conditions of faces and for the codes of CIFAR-10."""
+    fashion = sets["fashion_mnist"]
+    originals = vae.as_unit(fashion.test.images[:SHOWN])
+    blank = torch.ones(SHOWN + 1, *originals.shape[1:])
+    rows = {"test images": torch.cat([originals, blank])} | {ENTRIES[name][1]: row(models[name], fashion) for name in FASHION}
+    names = ["", "", "", "reconstructions", "", "", "", "", "", "", "", "", "", "samples", "", "", ""]
+    save(vae.plot_rows(rows, f"{fashion.title}: one network, eight ways to train it", names), "gallery.png")
+    save(vae.plot_classes(models["cvae"], fashion.label_names, f"Conditional VAE, one latent per row: {fashion.title}"), "gallery_classes.png")
+    faces, objects = sets["celeba"], sets["cifar10"]
+    images, labels = (tensor[:10] for tensor in faces.test)
+    save(vae.plot_attributes(models["celeba_cvae"], images, labels, faces.label_names, ("Smiling", "Male", "Eyeglasses", "Blond_Hair"),
+                             f"Conditional VAE, one attribute off and on: {faces.title}"), "gallery_attributes.png")
+    copies = row(models["cifar10_vq_vae"], objects)
+    rows = {"test images": vae.as_unit(objects.test.images[:SHOWN]), "reconstructions": copies[:SHOWN], "samples of the prior": copies[SHOWN + 1:]}
+    save(vae.plot_rows(rows, f"VQ-VAE: {objects.title}"), "gallery_codes.png")
+    for name in SHAPES_OVER_BETA:
+        rows = evaluate.traversals(models[name], sets["shapes"], seed=0)
+        save(vae.plot_rows(rows, f"{ENTRIES[name][1]}: one latent dimension at a time"), f"gallery_{name}.png")
+
+
+def save(fig, name: str) -> None:
+    fig.savefig(HERE / name, dpi=110)
+    print(f"figures/{name}")
+
+
+def table(numbers: dict[str, dict]) -> str:
+    """One row for each model; – where a number does not exist."""
+    cell = lambda n, key, spec: format(n[key], spec) if key in n else "–"   # noqa: E731
+    return vae.markdown_table([{
+        "model": ENTRIES[name][1], "parameters": f"{n['parameters']:,}", "reconstruction (nats)": cell(n, "reconstruction_nats", ",.1f"),
+        "KL, or price of the codes (nats)": "–" if ENTRIES[name][2].get("model") in ("ae", "wae") else cell(n, "kl_nats", ",.1f"),
+        "MSE": cell(n, "mse", ".4f"), "active dimensions, or codes used": f"{n.get('active_dims', n.get('codes_used'))}",
+        "distance: reconstructions": cell(n, "ffd_reconstructions", ",.0f"), "distance: samples": cell(n, "ffd_samples", ",.0f"),
+        "training (s)": cell(n, "seconds", ",.0f")} for name, n in numbers.items()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help="which models to measure again (default all): " + ", ".join(ENTRIES))
+    args = parser.parse_args()
+    if unknown := set(args.only) - set(ENTRIES):
+        raise vae.VAEError(f"--only knows no {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}.")
+    path, net = HERE / "gallery.json", vae.load_feature_net()
+    numbers = json.loads(path.read_text()) if path.is_file() else {}
+    sets = {name: vae.load_dataset(name, max_images=SHAPES if name == "shapes" else None) for name in dict.fromkeys(entry[0] for entry in ENTRIES.values())}
+    models = {}
+    for name, (dataset, _, choices) in ENTRIES.items():
+        run = vae.load_or_train(vae.config_for(sets[dataset], **{"latent_dim": 20} | choices), sets[dataset])
+        models[name] = run.model
+        if name in args.only or name not in numbers:
+            numbers[name] = measure(run, sets[dataset], net)
+            vae.write_json(path, {key: numbers[key] for key in ENTRIES if key in numbers})
+    draw(models, sets)
+
+
+if __name__ == "__main__":
+    vae.run_script(main)
