@@ -152,6 +152,25 @@ def latent_space(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, see
     return result
 
 
+class Inception(torch.nn.Module):
+    """The network of the real FID (Heusel et al. 2017), from torch-fidelity: used where the user has it and its weights.
+
+    weights is a file; without one torch-fidelity downloads its own (91 MB). Raises VAEError when it cannot be had.
+    """
+
+    def __init__(self, weights: str | None = None):
+        super().__init__()
+        try:
+            self.net = vae._torchmetrics().image.fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(vae.get_device())
+        except Exception as err:   # no package, no network, a wrong file: whatever it is, this is the way out
+            raise vae.VAEError(f"FID needs the package torch-fidelity (pip install torch-fidelity) and its Inception weights, downloaded or "
+                           f"from your file ({vae._first_line(err)}): without them use the Fréchet feature distance.") from None
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (N, 1 or 3, H, W) in [0, 1] → (N, 2048)."""
+        return self.net((x.expand(-1, 3, -1, -1) * 255).round().byte())
+
+
 def distances(net, real: torch.Tensor, sets: dict[str, torch.Tensor], unit: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """The Fréchet distance of every set to the real test images, and the features of all."""
     features = {name: vae.image_features(images, net) for name, images in vae.progress_bar({"real_test": real, **sets}.items(), desc=unit)}
@@ -319,6 +338,16 @@ def save_traversals(rows: dict[str, torch.Tensor], title: str, out: Path) -> Non
     frames[0].save(out / "traversals.gif", save_all=True, append_images=frames[1:], duration=120, loop=0)   # ms; for ever
 
 
+def collapse_warning(test: dict[str, float], config: vae.Config) -> str | None:
+    """One sentence when the numbers of evaluate say that the decoder does not use the code; else None."""
+    if config.model == "vq_vae" and test["perplexity"] < 2:
+        return f"The codebook has collapsed: a perplexity of {test['perplexity']:.2f} codes. Try more epochs or a smaller codebook than {config.codebook}."
+    if not config.objective.sampled or (test["kl_nats"] >= 1 and test["active_dims"] >= 1):
+        return None
+    return (f"The posterior has collapsed: KL {test['kl_nats']:.2f} nats, {test['active_dims']} of {config.latent_dim} dimensions active, so every "
+            f"image gets the same code. Try a smaller beta than {config.beta:g}, kl_warmup, or more epochs.")
+
+
 def storable(value):
     """Numbers that JSON does not know (the PSNR of a perfect copy, the unevenness of no steps at all) become null."""
     if isinstance(value, dict):
@@ -347,7 +376,7 @@ def main(argv: list[str] | None = None) -> dict:
         raise vae.VAEError(f"--seed must be a whole number of at most 63 bits, not {args.seed}.")
     if args.fid is not None and args.quick:
         raise vae.VAEError("--fid is one of the long measures that --quick leaves out: give one of the two.")
-    inception = None if args.fid is None else vae.Inception(args.fid or None)   # fails before the long part
+    inception = None if args.fid is None else Inception(args.fid or None)   # fails before the long part
     start = time.perf_counter()
     folder = args.run or newest_run()
     model, record = vae.load_checkpoint(folder)
@@ -389,7 +418,7 @@ def main(argv: list[str] | None = None) -> dict:
     metrics = {"command": " ".join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]), "run": str(folder),
                "trained_on": record.get("data", {}).get("title"), "measured_on": data.title, "same_data": same_data,
                "seed": args.seed, "hardware": vae.hardware(), "test": vae.evaluate(model, test, labels, seed=args.seed)}
-    if warning := vae.collapse_warning(metrics["test"], config):
+    if warning := collapse_warning(metrics["test"], config):
         metrics["warning"] = warning
         print(warning)
     metrics["pictures"] = {"images": len(test), **vae.picture_metrics(vae.decode_images(model, vae.encode_images(model, test, labels)[0], labels), test)}

@@ -19,7 +19,10 @@ import shlex
 import threading
 import time
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
 
 import vae_helpers as vae
 
@@ -350,7 +353,7 @@ class Sweep:
             raise vae.VAEError("No trial was finished: see the table, and try other values.")
         content["command"] = self.command(rows[0])
         vae.write_json(self.file.with_suffix(".json"), content)
-        vae.plot_sweep(finished, list(self.space), f"{self.data.title}\n{len(finished)} models, validation images").savefig(
+        plot_sweep(finished, list(self.space), f"{self.data.title}\n{len(finished)} models, validation images").savefig(
             self.file.with_suffix(".png"), dpi=130)
         print(f"\nwritten: {self.file.with_suffix('.json')}, and .png\nbest: {content['command']}\n"
               f"next: python evaluate.py --run {vae.runs_root() / rows[0]['run']}")
@@ -361,6 +364,49 @@ class Sweep:
         config = self.config({name: best[name] for name in self.space})
         flags = {"dataset": self.data.name} | self.typed | {name: getattr(config, name) for name in (*self.space, "epochs")}
         return shlex.join(["python", "train.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))])
+
+
+def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> plt.Figure:
+    """Rate (KL) against distortion of named runs, and both against latent_dim where that was swept.
+
+    Each result holds the swept fields, kl_nats and reconstruction_nats. A colour joins the runs that differ in one field only
+    (latent_dim where it was swept), whose values stand at the points; with more colours than can be told apart, the names do.
+    """
+    text = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)   # noqa: E731
+    along = "latent_dim" if "latent_dim" in swept else swept[0]
+    groups: dict[str, dict[str, dict]] = {}
+    for name, r in sorted(results.items(), key=lambda item: item[1][along]):
+        groups.setdefault(", ".join(f"{field} {text(r[field])}" for field in swept if field != along), {})[name] = r
+    named = len(groups) > 10
+    panels = ("rate", "reconstruction_nats", "kl_nats") if along == "latent_dim" else ("rate",)
+    fig, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels) + 1.2, 4), layout="constrained", squeeze=False)
+    for colour, (label, group) in enumerate(groups.items()):
+        style = {"marker": "o", "ms": 5, "ls": "" if named else "-", "color": "C0" if named else f"C{colour}", "label": label}
+        at = {key: [r[key] for r in group.values()] for key in ("kl_nats", "reconstruction_nats", along)}
+        axes[0, 0].plot(at["kl_nats"], at["reconstruction_nats"], **style)
+        for ax, key in zip(axes[0, 1:], panels[1:]):
+            ax.plot(at[along], at[key], **style)
+    labels: dict[tuple[float, float], list[str]] = {}   # points that lie on each other share one label
+    near = 0.04 * np.ptp([(r["kl_nats"], r["reconstruction_nats"]) for r in results.values()], axis=0)
+    for group in groups.values():
+        for name, r in group.items():
+            point, label = (r["kl_nats"], r["reconstruction_nats"]), name if named else text(r[along])
+            point = next((other for other in labels if (np.abs(np.subtract(point, other)) <= near).all()), point)
+            if label not in labels.setdefault(point, []):
+                labels[point].append(label)
+    for point, names in labels.items():
+        axes[0, 0].annotate(", ".join(names[:5]) + (" …" if len(names) > 5 else ""), point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes[0, 0].set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)",
+                   title=f"at the points: {'the trial' if named else along}")
+    for ax, key in zip(axes[0, 1:], ("reconstruction", "KL")):
+        ax.set(xlabel="latent_dim", ylabel=f"{key} (nats per image)", title=f"{key} against latent_dim")
+    for ax in axes[0]:
+        ax.margins(0.1)
+        ax.grid(alpha=0.3)
+    if len(groups) > 1 and not named:
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    fig.suptitle(title)
+    return fig
 
 
 if __name__ == "__main__":

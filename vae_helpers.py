@@ -129,8 +129,9 @@ class Objective(NamedTuple):
     sampled: bool   # z ~ q(z|x); else the code is a point, and a point has no KL
 
 
-# One objective, named as in the papers, with their weights. InfoVAE (Zhao et al. 2019, equation 6) writes beta = 1 - alpha and
-# mmd = alpha + lambda - 1; here alpha = 1, its MMD-VAE, and lambda = 1000.
+# One objective, named as in the papers, with their weights. InfoVAE (Zhao et al. 2019) writes beta = 1 - alpha and
+# mmd = alpha + lambda - 1; here alpha = 1, its MMD-VAE, and lambda = 1000: its advice is a weight that makes both terms about
+# equally large.
 OBJECTIVES = {
     "vae": Objective(1, 0, True),           # Kingma & Welling 2014
     "beta_vae": Objective(4, 0, True),      # Higgins et al. 2017: a beta above 1
@@ -829,7 +830,7 @@ class Codebook(nn.Module):
     """K vectors that stand for everything the encoder says, moved to the mean of what they stood for lately.
 
     Exponential moving averages in place of a gradient (van den Oord et al. 2017, appendix A.1). A code that is hardly used
-    is set to an output of the encoder (Dhariwal et al. 2020, section 3.2), which also sets the first codes.
+    is set to an output of the encoder (Dhariwal et al. 2020, section 3.1), which also sets the first codes.
     """
 
     DECAY, DEAD = 0.99, 0.1   # dead: used less than a tenth of the average
@@ -1416,27 +1417,8 @@ def load_feature_net() -> FeatureNet:
     return net.to(get_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-class Inception(nn.Module):
-    """The network of the real FID (Heusel et al. 2017), from torch-fidelity: used where the user has it and its weights.
-
-    weights is a file; without one torch-fidelity downloads its own (91 MB). Raises VAEError when it cannot be had.
-    """
-
-    def __init__(self, weights: str | os.PathLike | None = None):
-        super().__init__()
-        try:
-            self.net = _torchmetrics().image.fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], weights and str(weights)).to(get_device())
-        except Exception as err:   # no package, no network, a wrong file: whatever it is, this is the way out
-            raise VAEError(f"FID needs the package torch-fidelity (pip install torch-fidelity) and its Inception weights, downloaded or "
-                           f"from your file ({_first_line(err)}): without them use the Fréchet feature distance.") from None
-
-    def features(self, x: Tensor) -> Tensor:
-        """Images (N, 1 or 3, H, W) in [0, 1] → (N, 2048)."""
-        return self.net((x.expand(-1, 3, -1, -1) * 255).round().byte())
-
-
-def image_features(images: Tensor, net: FeatureNet | Inception) -> Tensor:
-    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU."""
+def image_features(images: Tensor, net: nn.Module) -> Tensor:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU, of a network with a method features."""
     device = next(net.parameters()).device
     with torch.no_grad():
         return torch.cat([net.features(as_unit(p.to(device))).cpu() for p in images.split(500)])
@@ -1454,16 +1436,6 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return metric.compute().item()
-
-
-def collapse_warning(test: dict[str, float], config: Config) -> str | None:
-    """One sentence when the numbers of evaluate say that the decoder does not use the code; else None."""
-    if config.model == "vq_vae" and test["perplexity"] < 2:
-        return f"The codebook has collapsed: a perplexity of {test['perplexity']:.2f} codes. Try more epochs or a smaller codebook than {config.codebook}."
-    if not config.objective.sampled or (test["kl_nats"] >= 1 and test["active_dims"] >= 1):
-        return None
-    return (f"The posterior has collapsed: KL {test['kl_nats']:.2f} nats, {test['active_dims']} of {config.latent_dim} dimensions active, so every "
-            f"image gets the same code. Try a smaller beta than {config.beta:g}, kl_warmup, or more epochs.")
 
 
 def standard_error(values: Tensor) -> float:
@@ -1960,13 +1932,14 @@ def plot_manifold(model: VAE, title: str, n: int = 20) -> plt.Figure:
 
 
 def plot_scatter(points: Tensor, classes: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]) -> plt.Figure:
-    """Points (N, 2), each in the colour of its class (N,)."""
+    """Points (N, 2), each in the colour of its class (N,); from 2 to 20 classes are named."""
     fig, ax = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
     for k, name in enumerate(names):
         ax.scatter(*points[classes == k].T, s=4, alpha=0.6, linewidths=0, color=plt.get_cmap("tab10" if len(names) <= 10 else "tab20")(k % 20), label=name)
     ax.set(xlabel=axes[0], ylabel=axes[1])
     ax.set_aspect("equal", adjustable="datalim")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4, frameon=False, title=None)
+    if 2 <= len(names) <= 20:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4, frameon=False)
     fig.suptitle(title)
     return fig
 
@@ -2056,49 +2029,6 @@ def plot_rate_distortion(results: dict[str, dict[str, float]], title: str, other
         "reconstruction_nats": "reconstruction (nats per image)", "mse": "mean squared error on [0, 1]"}[distortion])
     ax.margins(x=0.2, y=0.15)
     ax.grid(alpha=0.3, which="both")
-    return fig
-
-
-def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> plt.Figure:
-    """Rate (KL) against distortion of named runs, and both against latent_dim where that was swept.
-
-    Each result holds the swept fields, kl_nats and reconstruction_nats. A colour joins the runs that differ in one field only
-    (latent_dim where it was swept), whose values stand at the points; with more colours than can be told apart, the names do.
-    """
-    text = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)   # noqa: E731
-    along = "latent_dim" if "latent_dim" in swept else swept[0]
-    groups: dict[str, dict[str, dict]] = {}
-    for name, r in sorted(results.items(), key=lambda item: item[1][along]):
-        groups.setdefault(", ".join(f"{field} {text(r[field])}" for field in swept if field != along), {})[name] = r
-    named = len(groups) > 10
-    panels = ("rate", "reconstruction_nats", "kl_nats") if along == "latent_dim" else ("rate",)
-    fig, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels) + 1.2, 4), layout="constrained", squeeze=False)
-    for colour, (label, group) in enumerate(groups.items()):
-        style = {"marker": "o", "ms": 5, "ls": "" if named else "-", "color": "C0" if named else f"C{colour}", "label": label}
-        at = {key: [r[key] for r in group.values()] for key in ("kl_nats", "reconstruction_nats", along)}
-        axes[0, 0].plot(at["kl_nats"], at["reconstruction_nats"], **style)
-        for ax, key in zip(axes[0, 1:], panels[1:]):
-            ax.plot(at[along], at[key], **style)
-    labels: dict[tuple[float, float], list[str]] = {}   # points that lie on each other share one label
-    near = 0.04 * np.ptp([(r["kl_nats"], r["reconstruction_nats"]) for r in results.values()], axis=0)
-    for group in groups.values():
-        for name, r in group.items():
-            point, label = (r["kl_nats"], r["reconstruction_nats"]), name if named else text(r[along])
-            point = next((other for other in labels if (np.abs(np.subtract(point, other)) <= near).all()), point)
-            if label not in labels.setdefault(point, []):
-                labels[point].append(label)
-    for point, names in labels.items():
-        axes[0, 0].annotate(", ".join(names[:5]) + (" …" if len(names) > 5 else ""), point, xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes[0, 0].set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)",
-                   title=f"at the points: {'the trial' if named else along}")
-    for ax, key in zip(axes[0, 1:], ("reconstruction", "KL")):
-        ax.set(xlabel="latent_dim", ylabel=f"{key} (nats per image)", title=f"{key} against latent_dim")
-    for ax in axes[0]:
-        ax.margins(0.1)
-        ax.grid(alpha=0.3)
-    if len(groups) > 1 and not named:
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    fig.suptitle(title)
     return fig
 
 

@@ -255,7 +255,7 @@ def test_a_missing_or_damaged_feature_net_is_refused_in_one_sentence(tmp_path, m
 
 def test_without_torch_fidelity_or_its_weights_inception_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(vae.VAEError, match="torch-fidelity") as caught:
-        vae.Inception(tmp_path / "nowhere.pth")
+        evaluate.Inception(tmp_path / "nowhere.pth")
     assert "\n" not in str(caught.value) and str(caught.value).endswith("Fréchet feature distance.")
 
 
@@ -271,7 +271,7 @@ def test_inception_sees_the_pixels_as_uint8_rgb(shapes, monkeypatch):
 
     stub = types.SimpleNamespace(image=types.SimpleNamespace(fid=types.SimpleNamespace(NoTrainInceptionV3=Stub)))
     monkeypatch.setattr(vae, "_torchmetrics", lambda: stub)
-    net, images = vae.Inception("weights.pth"), torch.arange(256).byte().reshape(1, 1, 16, 16)
+    net, images = evaluate.Inception("weights.pth"), torch.arange(256).byte().reshape(1, 1, 16, 16)
     assert net.net.arguments[-1] == "weights.pth"
     assert torch.equal(vae.image_features(images, net), images.expand(1, 3, 16, 16).flatten(1).float())
 
@@ -281,10 +281,10 @@ def test_inception_sees_the_pixels_as_uint8_rgb(shapes, monkeypatch):
 @pytest.mark.parametrize("test, warned", [({"kl_nats": 0.2, "active_dims": 0}, True), ({"kl_nats": 0.2, "active_dims": 3}, True),
                                           ({"kl_nats": 7.0, "active_dims": 0}, True), ({"kl_nats": 1.0, "active_dims": 1}, False)], ids=str)
 def test_a_collapse_is_a_kl_of_nearly_nothing_or_no_active_dimension(test, warned):
-    said = vae.collapse_warning(test, vae.Config(beta=7.5))
+    said = evaluate.collapse_warning(test, vae.Config(beta=7.5))
     assert bool(said) == warned
     assert not said or ("collapsed" in said and "than 7.5" in said and "\n" not in said)
-    assert vae.collapse_warning(test, vae.Config(model="ae")) is None
+    assert evaluate.collapse_warning(test, vae.Config(model="ae")) is None
 
 
 def test_a_model_without_a_code_is_warned_of_and_one_with_a_code_is_not(shapes):
@@ -296,7 +296,7 @@ def test_a_model_without_a_code_is_warned_of_and_one_with_a_code_is_not(shapes):
             p.data *= factor if p is model.encoder[-1].mu.weight else 0
         measured = vae.evaluate(model, shapes.test.images)
         assert measured["active_dims"] == active and (measured["kl_nats"] == 0) == (active == 0)
-        assert bool(vae.collapse_warning(measured, config)) == (active == 0)
+        assert bool(evaluate.collapse_warning(measured, config)) == (active == 0)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=9))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 import vae_helpers as vae
 
 RED, BLUE, WHITE = [255, 0, 0], [0, 0, 255], [255, 255, 255]
@@ -56,6 +57,12 @@ HISTORY = [{"epoch": epoch, **ROW} for epoch in (1, 2, 3)]
 STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SWEEP = {f"{d}{b}": {"latent_dim": d, "beta": b, "kl_nats": d / b, "reconstruction_nats": 9 + b} for d in (8, 2, 4) for b in (1.0, 4.0)}
 
+
+
+def untrained(**choices):
+    return vae.build_model(vae.Config(**{"latent_dim": 4, "width": 4, "image_size": 32, **choices}))
+
+
 FIGURES = {   # name: (make a figure from a model and images, its panels)
     "plot_rows": (lambda m, x: vae.plot_rows({"a": STRIP, "b": STRIP[:3]}, "TITLE", ["1", "2"]), 2),
     "plot_grid": (lambda m, x: vae.plot_grid(STRIP, "TITLE", columns=3), 1),
@@ -68,13 +75,18 @@ FIGURES = {   # name: (make a figure from a model and images, its panels)
     "plot_aggregate_posterior": (lambda m, x: vae.plot_aggregate_posterior(vae.aggregate_posterior(m, x), "TITLE"), 3),
     "plot_rate_distortion": (lambda m, x: vae.plot_rate_distortion(
         {"a": {"kl_nats": 3.0, "reconstruction_nats": 9.0}, "b": {"kl_nats": 30.0, "reconstruction_nats": 5.0}}, "TITLE"), 1),
-    "plot_sweep": (lambda m, x: vae.plot_sweep(SWEEP, ["beta", "latent_dim"], "TITLE"), 3),
+    "plot_manifold": (lambda m, x: vae.plot_manifold(untrained(latent_dim=2), "TITLE", n=4), 1),
+    "plot_scatter": (lambda m, x: vae.plot_scatter(torch.randn(9, 2), torch.arange(9) % 3, "abc", "TITLE", ("x", "y")), 1),
+    "plot_classes": (lambda m, x: vae.plot_classes(untrained(model="cvae", conditions=3), "abc", "TITLE", latents=2), 2),
+    "plot_attributes": (lambda m, x: vae.plot_attributes(untrained(model="cvae", conditions=3, dataset="celeba"), x[:4], torch.eye(4, 3) > 0, "abc",
+                                                         ["b"], "TITLE"), 4),
+    "plot_sweep": (lambda m, x: train.plot_sweep(SWEEP, ["beta", "latent_dim"], "TITLE"), 3),
 }
 
 
 def test_every_figure_function_of_the_module_is_tested_here():
     found = {name for name in dir(vae) if name.startswith(("plot_", "display_"))}
-    assert found == set(FIGURES)
+    assert found | {"plot_sweep"} == set(FIGURES)   # which is train.py's
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -130,7 +142,7 @@ def test_a_history_shows_validation_and_training_of_every_model():
 
 
 def test_a_sweep_is_joined_along_latent_dim_with_its_values_at_the_points():
-    first, reconstruction, kl = vae.plot_sweep(SWEEP, ["beta", "latent_dim"], "T").axes
+    first, reconstruction, kl = train.plot_sweep(SWEEP, ["beta", "latent_dim"], "T").axes
     assert [line.get_label() for line in first.lines] == ["beta 1", "beta 4"]
     assert list(first.lines[1].get_xdata()) == [0.5, 1, 2] and [t.get_text() for t in first.texts] == ["2", "4", "8"] * 2
     assert list(kl.lines[0].get_xdata()) == [2, 4, 8] and list(reconstruction.lines[1].get_ydata()) == [13, 13, 13]
@@ -139,8 +151,33 @@ def test_a_sweep_is_joined_along_latent_dim_with_its_values_at_the_points():
 def test_a_sweep_of_many_values_names_its_points():
     """A sampled search has no two trials that differ in one field only."""
     results = {str(i): {"lr": i / 7, "beta": i / 9, "kl_nats": i, "reconstruction_nats": -i} for i in range(1, 15)}
-    fig = vae.plot_sweep(results, ["lr", "beta"], "T")
+    fig = train.plot_sweep(results, ["lr", "beta"], "T")
     assert [t.get_text() for t in fig.axes[0].texts] == list(results) and not fig.legends
+
+
+def test_a_manifold_has_the_likeliest_codes_in_its_middle_and_rises_to_the_right_and_up(monkeypatch):
+    seen = []
+    monkeypatch.setattr(vae, "decode_images", lambda model, z: seen.append(z) or torch.zeros(len(z), 3, 8, 8))
+    vae.plot_manifold(untrained(latent_dim=2), "T", n=4)
+    z = seen[0].reshape(4, 4, 2)   # rows from top to bottom
+    expected = torch.distributions.Normal(0, 1).icdf(torch.tensor([1, 3, 5, 7]) / 8)
+    assert torch.allclose(z[0, :, 0], expected, atol=1e-5) and torch.allclose(z[:, 0, 1], expected.flip(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("count, named", [(1, False), (2, True), (20, True), (21, False)])
+def test_a_scatter_names_its_classes_where_there_are_some_and_not_too_many(count, named):
+    fig = vae.plot_scatter(torch.zeros(3, 2), torch.zeros(3), [f"class {i}" for i in range(count)], "T", ("x", "y"))
+    assert bool(fig.axes[0].get_legend()) == named
+
+
+def test_attributes_are_switched_one_at_a_time_on_the_same_codes():
+    model = untrained(model="cvae", conditions=2, dataset="celeba")
+    x, labels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([[True, False]] * 3)
+    fig = vae.plot_attributes(model, x, labels, ["Old", "Blond_Hair"], ["Blond_Hair"], "T")
+    assert [ax.get_ylabel() for ax in fig.axes] == ["original", "reconstruction", "no Blond Hair", "Blond Hair"]
+    shown = [ax.images[0].get_array() for ax in fig.axes]
+    assert np.array_equal(shown[1], shown[2]) and not np.array_equal(shown[2], shown[3])   # nobody here is blond
+    assert labels.tolist() == [[True, False]] * 3
 
 
 # ── Tables ──────────────────────────────────────────────────────────────────────────────────────
