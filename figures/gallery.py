@@ -97,15 +97,31 @@ def save(fig, name: str) -> None:
     print(f"figures/{name}")
 
 
-def table(numbers: dict[str, dict]) -> str:
-    """One row for each model; – where a number does not exist."""
+def measured() -> dict[str, dict]:
+    """What gallery.json holds: name → numbers, in the order of ENTRIES."""
+    path = HERE / "gallery.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def family_table() -> str:
+    """One row for each model that is not one of the shapes'; – where a number does not exist."""
     cell = lambda n, key, spec: format(n[key], spec) if key in n else "–"   # noqa: E731
     return vae.markdown_table([{
         "model": ENTRIES[name][1], "parameters": f"{n['parameters']:,}", "reconstruction (nats)": cell(n, "reconstruction_nats", ",.1f"),
         "KL, or price of the codes (nats)": "–" if ENTRIES[name][2].get("model") in ("ae", "wae") else cell(n, "kl_nats", ",.1f"),
         "MSE": cell(n, "mse", ".4f"), "active dimensions, or codes used": f"{n.get('active_dims', n.get('codes_used'))}",
         "distance: reconstructions": cell(n, "ffd_reconstructions", ",.0f"), "distance: samples": cell(n, "ffd_samples", ",.0f"),
-        "training (s)": cell(n, "seconds", ",.0f")} for name, n in numbers.items()])
+        "training (s)": cell(n, "seconds", ",.0f")} for name, n in measured().items() if name not in SHAPES_OVER_BETA])
+
+
+def disentanglement_table() -> str:
+    """One row for each beta on the drawn shapes."""
+    scores = {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "dci_completeness": "DCI completeness",
+              "dci_informativeness": "DCI informativeness", "factor_vae_score": "FactorVAE score"}
+    return vae.markdown_table([{"β": f"{ENTRIES[name][2]['beta']:g}", "reconstruction (nats)": f"{n['reconstruction_nats']:,.1f}", "KL (nats)": f"{n['kl_nats']:.1f}",
+                                "active dimensions": n["active_dims"],
+                                **{title: f"{n[f'disentanglement_{key}']:.2f}" if f"disentanglement_{key}" in n else "–" for key, title in scores.items()}}
+                               for name, n in measured().items() if name in SHAPES_OVER_BETA])
 
 
 def main() -> None:
@@ -114,8 +130,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.only) - set(ENTRIES):
         raise vae.VAEError(f"--only knows no {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}.")
-    path, net = HERE / "gallery.json", vae.load_feature_net()
-    numbers = json.loads(path.read_text()) if path.is_file() else {}
+    net, numbers = vae.load_feature_net(), measured()
     sets = {name: vae.load_dataset(name, max_images=SHAPES if name == "shapes" else None) for name in dict.fromkeys(entry[0] for entry in ENTRIES.values())}
     models = {}
     for name, (dataset, _, choices) in ENTRIES.items():
@@ -123,7 +138,7 @@ def main() -> None:
         models[name] = run.model
         if name in args.only or name not in numbers:
             numbers[name] = measure(run, sets[dataset], net)
-            vae.write_json(path, {key: numbers[key] for key in ENTRIES if key in numbers})
+            vae.write_json(HERE / "gallery.json", {key: numbers[key] for key in ENTRIES if key in numbers})
     draw(models, sets)
 
 

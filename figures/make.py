@@ -14,15 +14,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+import gallery  # noqa: E402
 import vae_helpers as vae  # noqa: E402
 
 CHECKPOINTS = HERE.parent / "checkpoints"
-TEXTS = (HERE.parent / "README.md", HERE.parent / "theory_answers.md")
+TEXTS = (HERE.parent / "README.md", HERE.parent / "theory_answers.md", HERE / "gallery.md")
 TAG = re.compile(r"(-?[\d,]*\d(?:\.(\d+))?)<!--([\w.\-]+)-->")
 MODELS = {"conv": "cifar10_conv", "fc": "cifar10_fc", "fc3x": "cifar10_fc3x"}
 MEASURED = {"CIFAR-10, the assignment's (BCE)": "cifar10_conv", "CIFAR-10, calibrated σ alone": "cifar10_conv_sigma", "CIFAR-10, `best`": "cifar10_best",
@@ -53,7 +54,8 @@ def results_table() -> str:
 def write_texts(numbers: dict[str, float]) -> None:
     for path in TEXTS:
         text = fill(path.read_text(), numbers)
-        for name, table in (("results", results_table), ("quality", quality_table), ("ablation", ablation_table)):
+        for name, table in (("results", results_table), ("quality", quality_table), ("ablation", ablation_table),
+                            ("gallery", gallery.family_table), ("disentanglement", gallery.disentanglement_table)):
             text = re.sub(rf"(<!--{name}-->\n).*?(\n<!--/{name}-->)", lambda m: m[1] + table() + m[2], text, flags=re.S)
         path.write_text(text)
 
@@ -117,6 +119,8 @@ def recorded() -> dict[str, float]:
     for name, seeds in ablation()["results"].items():   # ablation.NAME.KEY: mean over the seeds
         numbers |= {f"ablation.{re.sub(r'[^a-z0-9]+', '_', name)}.{k}": float(np.mean([r[k] for r in seeds.values()]))
                     for k, v in next(iter(seeds.values())).items() if isinstance(v, (int, float))}
+    for name, values in gallery.measured().items():   # gallery.NAME.KEY
+        numbers |= {f"gallery.{name}.{k}": v for k, v in values.items() if isinstance(v, (int, float))}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
     return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 
