@@ -2,7 +2,7 @@
 
     python figures/gallery.py                   every model on Fashion-MNIST; a cvae on faces, a vq_vae on CIFAR-10; over β, how
                                                 disentangled the codes of drawn shapes are
-    python figures/gallery.py --only vae wae    some of them; the others keep their numbers
+    python figures/gallery.py --only vae wae    some of them; the others keep their numbers, and their pictures
 
 Finished runs in runs/ are found again, so it can be stopped and started at will.
 """
@@ -72,22 +72,26 @@ def row(model: vae.VAE, data: vae.ImageData) -> torch.Tensor:
 
 
 def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
-    """gallery.png, and a picture each for the conditions of faces and for the codes of CIFAR-10."""
-    fashion = sets["fashion_mnist"]
-    originals = vae.as_unit(fashion.test.images[:SHOWN])
-    blank = torch.ones(SHOWN + 1, *originals.shape[1:])
-    rows = {"test images": torch.cat([originals, blank])} | {ENTRIES[name][1]: row(models[name], fashion) for name in FASHION}
-    names = ["", "", "", "reconstructions", "", "", "", "", "", "", "", "", "", "samples", "", "", ""]
-    save(vae.plot_rows(rows, f"{fashion.title}: one network, eight ways to train it", names), "gallery.png")
-    save(vae.plot_classes(models["cvae"], fashion.label_names, f"Conditional VAE, one latent per row: {fashion.title}"), "gallery_classes.png")
-    faces, objects = sets["celeba"], sets["cifar10"]
-    images, labels = (tensor[:10] for tensor in faces.test)
-    save(vae.plot_attributes(models["celeba_cvae"], images, labels, faces.label_names, ("Smiling", "Male", "Eyeglasses", "Blond_Hair"),
-                             f"Conditional VAE, one attribute off and on: {faces.title}"), "gallery_attributes.png")
-    copies = row(models["cifar10_vq_vae"], objects)
-    rows = {"test images": vae.as_unit(objects.test.images[:SHOWN]), "reconstructions": copies[:SHOWN], "samples of the prior": copies[SHOWN + 1:]}
-    save(vae.plot_rows(rows, f"VQ-VAE: {objects.title}"), "gallery_codes.png")
-    for name in SHAPES_OVER_BETA:
+    """The pictures for which the models are there: gallery.png, classes, attributes, codes, and traversals over β."""
+    if set(FASHION) <= set(models):
+        fashion = sets["fashion_mnist"]
+        originals = vae.as_unit(fashion.test.images[:SHOWN])
+        rows = {"test images": torch.cat([originals, torch.ones(SHOWN + 1, *originals.shape[1:])])}
+        rows |= {ENTRIES[name][1]: row(models[name], fashion) for name in FASHION}
+        heads = ["reconstructions" if i == SHOWN // 2 else "samples" if i == SHOWN + 1 + SHOWN // 2 else "" for i in range(2 * SHOWN + 1)]
+        save(vae.plot_rows(rows, f"{fashion.title}: eight models", heads), "gallery.png")
+    if "cvae" in models:
+        fashion = sets["fashion_mnist"]
+        save(vae.plot_classes(models["cvae"], fashion.label_names, f"Conditional VAE, one latent per row: {fashion.title}"), "gallery_classes.png")
+    if "celeba_cvae" in models:
+        images, labels = (tensor[:10] for tensor in sets["celeba"].test)
+        save(vae.plot_attributes(models["celeba_cvae"], images, labels, sets["celeba"].label_names, ("Smiling", "Male", "Eyeglasses", "Blond_Hair"),
+                                 f"Conditional VAE, one attribute off and on: {sets['celeba'].title}"), "gallery_attributes.png")
+    if "cifar10_vq_vae" in models:
+        images = row(models["cifar10_vq_vae"], sets["cifar10"])
+        rows = {"test images": vae.as_unit(sets["cifar10"].test.images[:SHOWN]), "reconstructions": images[:SHOWN], "samples of the prior": images[SHOWN + 1:]}
+        save(vae.plot_rows(rows, f"VQ-VAE: {sets['cifar10'].title}"), "gallery_codes.png")
+    for name in set(SHAPES_OVER_BETA) & set(models):
         rows = evaluate.traversals(models[name], sets["shapes"], seed=0)
         save(vae.plot_rows(rows, f"{ENTRIES[name][1]}: one latent dimension at a time"), f"gallery_{name}.png")
 
@@ -126,19 +130,19 @@ def disentanglement_table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help="which models to measure again (default all): " + ", ".join(ENTRIES))
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help="which models (default all): " + ", ".join(ENTRIES))
     args = parser.parse_args()
     if unknown := set(args.only) - set(ENTRIES):
         raise vae.VAEError(f"--only knows no {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}.")
-    net, numbers = vae.load_feature_net(), measured()
-    sets = {name: vae.load_dataset(name, max_images=SHAPES if name == "shapes" else None) for name in dict.fromkeys(entry[0] for entry in ENTRIES.values())}
-    models = {}
-    for name, (dataset, _, choices) in ENTRIES.items():
+    net, models, sets = vae.load_feature_net(), {}, {}
+    for name in args.only:
+        dataset, _, choices = ENTRIES[name]
+        if dataset not in sets:
+            sets[dataset] = vae.load_dataset(dataset, max_images=SHAPES if dataset == "shapes" else None)
         run = vae.load_or_train(vae.config_for(sets[dataset], **{"latent_dim": 20} | choices), sets[dataset])
         models[name] = run.model
-        if name in args.only or name not in numbers:
-            numbers[name] = measure(run, sets[dataset], net)
-            vae.write_json(HERE / "gallery.json", {key: numbers[key] for key in ENTRIES if key in numbers})
+        numbers = measured() | {name: measure(run, sets[dataset], net)}
+        vae.write_json(HERE / "gallery.json", {key: numbers[key] for key in ENTRIES if key in numbers})
     draw(models, sets)
 
 
