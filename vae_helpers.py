@@ -889,12 +889,18 @@ class CodePrior(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n grids, read row by row: (n, places)."""
-        codes = torch.zeros(n, 0, dtype=torch.long, device=self.place.device)
-        for _ in self.place:
-            p = self(codes)[:, -1].softmax(1)
-            codes = torch.cat([codes, torch.multinomial(p, 1, generator=generator)], dim=1)
-        return codes
+        """n grids, read row by row: (n, places). What forward does, one place at a time: each block keeps what it has seen."""
+        codes = [torch.full((n,), self.token.num_embeddings - 1, device=self.place.device)]   # the start
+        seen = [torch.zeros(n, 0, self.place.shape[1], device=self.place.device) for _ in self.blocks]
+        for place in self.place:
+            h = (self.token(codes[-1]) + place)[:, None]
+            for i, block in enumerate(self.blocks):
+                new = block.norm1(h)
+                seen[i] = torch.cat([seen[i], new], dim=1)
+                h = h + block.self_attn(new, seen[i], seen[i], need_weights=False)[0]
+                h = h + block.linear2(block.activation(block.linear1(block.norm2(h))))
+            codes.append(torch.multinomial(self.head(h[:, 0]).softmax(1), 1, generator=generator)[:, 0])
+        return torch.stack(codes[1:], dim=1)
 
 
 class VQVAE(VAE):
