@@ -180,11 +180,13 @@ def distances(net, real: torch.Tensor, sets: dict[str, torch.Tensor], unit: str)
 def neighbours(features: dict[str, torch.Tensor], train: torch.Tensor) -> tuple[dict, dict[str, torch.Tensor]]:
     """Distance to the nearest training image in feature space: of samples, and of reconstructions of unseen test images.
 
-    Both are decoder outputs, equally smooth. Samples that lie much nearer would be training images learnt by heart.
+    Both are decoder outputs, equally smooth. Samples that lie much nearer would be training images learnt by heart: as near as
+    reconstructions of training images do, which show what the measure can see of copies.
     """
-    found = {name: torch.cdist(features[name][:PAIRS], train).min(1) for name in ("reconstructions", *SAMPLES) if name in features}
+    compared = ("training_reconstructions", *SAMPLES)
+    found = {name: torch.cdist(features[name][:PAIRS], train).min(1) for name in ("reconstructions", *compared) if name in features}
     medians = {f"nearest_{name}": f.values.median().item() for name, f in found.items()}
-    ratios = {f"nearest_ratio_{n}": medians[f"nearest_{n}"] / medians["nearest_reconstructions"] for n in SAMPLES if n in found}
+    ratios = {f"nearest_ratio_{n}": medians[f"nearest_{n}"] / medians["nearest_reconstructions"] for n in compared if n in found}
     return {"samples": PAIRS, "training_images": len(train), **medians, **ratios}, {n: f.indices for n, f in found.items()}
 
 
@@ -443,6 +445,8 @@ def main(argv: list[str] | None = None) -> dict:
             if inception:
                 metrics["frechet"] |= distances(inception, test[:compared], sets, "fid")[0]
             train = vae.image_features(data.train.images, net)
+            learnt, told = (tensor[:PAIRS] for tensor in data.train)
+            features["training_reconstructions"] = vae.image_features(vae.decode_images(model, vae.encode_images(model, learnt, told)[0], told), net)
             metrics["memorisation"], nearest = neighbours(features, train)
             for name in SAMPLES:
                 if name not in nearest:   # no mixture for a vq_vae
