@@ -103,7 +103,7 @@ def maps(model: vae.VAE, data: vae.ImageData, out: Path, args: argparse.Namespac
         save_figure(vae.plot_scatter(mu, classes, names, f"Means of test images: {data.title}", ("first coordinate of mu", "second")), out / "latent_scatter.png")
         if not config.conditions:
             save_figure(vae.plot_manifold(model, f"Everything the model draws: trained on {data.title}"), out / "manifold.png")
-    elif min(mu.shape) > 2:
+    elif min(mu.shape) > 2 and mu.var() > 0:
         pca = PCA(2, random_state=0).fit(mu.numpy())
         share = [f"component {i + 1}, {100 * s:.0f} % of the variance" for i, s in enumerate(pca.explained_variance_ratio_)]
         save_figure(vae.plot_scatter(torch.from_numpy(pca.transform(mu.numpy())), classes, names, f"PCA of the means of {len(mu):,} test images: {data.title}",
@@ -315,7 +315,7 @@ def disentanglement(model: vae.VAE, seed: int) -> dict:
 def traversals(model: vae.VAE, data: vae.ImageData, seed: int) -> dict[str, torch.Tensor]:
     """What each dimension draws: from the code of the first test image, one dimension at a time set to each of TRAVERSED.
 
-    Up to ten dimensions, the one of largest mean KL first (where the code is a point, of largest standard deviation). Label →
+    Up to ten dimensions, the one of largest mean KL first (where the code is a point, of largest standard deviation, and ±3 are as many of these). Label →
     (11, C, H, W); on shapes, the label of an active dimension says which factor it tells most about.
     """
     images, labels = data.test
@@ -328,7 +328,10 @@ def traversals(model: vae.VAE, data: vae.ImageData, seed: int) -> dict[str, torc
         mu = codes_of_shapes(model, factors)[:, dims]
         best = mutual_information(mu, factors).argmax(1)
         names = [f"\n{list(vae.SHAPE_FACTORS)[k]}" if active else "" for k, active in zip(best, active_dims(mu))]
-    rows = vae.traverse(model, q.mu[0], dims, TRAVERSED, labels[:1])
+    if model.config.objective.sampled:
+        rows = vae.traverse(model, q.mu[0], dims, TRAVERSED, labels[:1])
+    else:   # codes that no prior holds together have a scale of their own
+        rows = [vae.traverse(model, q.mu[0], [d], (q.mean[d] + q.std[d] * torch.tensor(TRAVERSED)).tolist(), labels[:1])[0] for d in dims]
     return {f"z{d} · {size[d]:.1f} {unit}{name}": row for d, name, row in zip(dims, names, rows)}
 
 
@@ -343,11 +346,13 @@ def save_traversals(rows: dict[str, torch.Tensor], title: str, out: Path) -> Non
 def collapse_warning(test: dict[str, float], config: vae.Config) -> str | None:
     """One sentence when the numbers of evaluate say that the decoder does not use the code; else None."""
     if config.model == "vq_vae" and test["perplexity"] < 2:
-        return f"The codebook has collapsed: a perplexity of {test['perplexity']:.2f} codes. Try more epochs or a smaller codebook than {config.codebook}."
+        return (f"The codebook has collapsed: a perplexity of {test['perplexity']:.2f}, so nearly every place of every image has the same code. Try "
+                f"more epochs, norm batch, or a smaller lr than {config.lr:g}.")
     if not config.objective.sampled or (test["kl_nats"] >= 1 and test["active_dims"] >= 1):
         return None
     return (f"The posterior has collapsed: KL {test['kl_nats']:.2f} nats, {test['active_dims']} of {config.latent_dim} dimensions active, so every "
-            f"image gets the same code. Try a smaller beta than {config.beta:g}, kl_warmup, or more epochs.")
+            f"image gets the same code. Try a smaller {f'beta than {config.beta:g}' if config.beta else f'mmd than {config.mmd:g}'}, kl_warmup, or "
+            "more epochs.")
 
 
 def storable(value):
@@ -386,6 +391,9 @@ def main(argv: list[str] | None = None) -> dict:
     data = vae.load_dataset(config.dataset, image_size=config.image_size, data_dir=args.data_dir or config.data_dir,
                             max_images=config.max_images)
     same_data = record.get("data", {}).get("fingerprint") == data.fingerprint
+    if config.conditions and record["data"]["conditions"] != list(vae.condition_names(data)):
+        raise vae.VAEError(f"The model was told {', '.join(record['data']['conditions'])}, and the labels found now are "
+                           f"{', '.join(vae.condition_names(data))}: give the folder that it was trained on with --data_dir.")
     if not same_data:
         print("Note: the images found now are not exactly those of the training run: some of these test images may have been trained on.")
     released = vae.RELEASED in folder.resolve().parents   # results do not belong among the released weights

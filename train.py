@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
     run = vae.train_run(config, data, out)
     for row in run.record["history"]:
         print(f"epoch {row['epoch']:3}  validation: reconstruction {row['val_reconstruction_nats']:9.1f}  "
-              f"KL {row['val_kl_nats']:7.1f}  total {row['val_total_nats']:9.1f} nats   {row['seconds']:6.0f} s")
+              f"KL {row['val_kl_nats']:7.1f}  total {row['val_total_nats']:9.1f} nats   {row['seconds']:6.0f} s" +
+              (f"   penalty {row['train_penalty']:.2f}" if row["train_penalty"] else ""))
     test = run.record["test"]
     print(f"test: reconstruction {test['reconstruction_nats']:.1f} + KL {test['kl_nats']:.1f} = {test['total_nats']:.1f} nats per image, "
           f"MSE {test['mse']:.4f}\nsaved in {out}; next: python evaluate.py --run {out}")
@@ -295,7 +296,7 @@ class Sweep:
                 report(found.record["history"][:epoch + 1])
             with self.heartbeat(trial):
                 run = found or vae.train_run(config, self.data, on_epoch=report)
-                numbers = vae.evaluate(run.model, self.data.val.images) | {"seconds": run.record["seconds"]}
+                numbers = vae.evaluate(run.model, *self.data.val) | {"seconds": run.record["seconds"]}
             trial.set_user_attr("numbers", numbers)
             trial.set_user_attr("run", found.origin.removeprefix("your run ") if found else config.run_name)
             self.study.tell(trial, numbers[self.goal])

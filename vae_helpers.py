@@ -4,7 +4,7 @@ Read it from top to bottom; each section uses only what stands above it:
 
     Config                   one dataclass: every choice a run makes
     Data                     CIFAR-10, CelebA, MNIST, Fashion-MNIST, a folder of images, drawn shapes
-    Networks                 convolutional and fully connected VAE
+    Networks                 VAE, conditional and vector-quantised, convolutional and fully connected
     Losses                   reconstruction and KL, per image, in nats
     Training & checkpoints   one loop for every model, and files that cannot run code
     Evaluation               the numbers of a model on held-out images; whole runs: load or train
@@ -14,7 +14,7 @@ Read it from top to bottom; each section uses only what stands above it:
 Conventions
     images   uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
     x        a batch as the network sees it: float in [0, 1] (bernoulli, gaussian) or [-1, 1] (squared_error)
-    mu, logvar, z    (N, latent_dim); x_hat has the shape and the range of x
+    mu, logvar, z    (N, D), D = latent_dim (of a vq_vae, of all places together); x_hat has the shape and the range of x
     nats     a loss of one image, summed over its pixels or latent dimensions, never averaged over them
 """
 from __future__ import annotations
@@ -130,8 +130,8 @@ class Objective(NamedTuple):
 
 
 # One objective, named as in the papers, with their weights. InfoVAE (Zhao et al. 2019) writes beta = 1 - alpha and
-# mmd = alpha + lambda - 1; here alpha = 1, its MMD-VAE, and lambda = 1000: its advice is a weight that makes both terms about
-# equally large.
+# mmd = alpha + lambda - 1; here alpha = 1, its MMD-VAE, and lambda = 1000, our choice: small beside the
+# reconstruction once q(z) is near the prior, strong while it is not.
 OBJECTIVES = {
     "vae": Objective(1, 0, True),           # Kingma & Welling 2014
     "beta_vae": Objective(4, 0, True),      # Higgins et al. 2017: a beta above 1
@@ -160,7 +160,7 @@ class Config:
     model: str = option("vae", "what is minimised: vae, beta_vae and info_vae sample z, ae and wae do not; cvae is told the label; "
                         "vq_vae has a grid of codes", tuple(OBJECTIVES))
     arch: str = option("conv", "convolutional or fully connected encoder and decoder", ("conv", "fc"))
-    latent_dim: int = option(128, "size of mu, logvar and z; 128 is the assignment's")
+    latent_dim: int = option(128, "size of mu, logvar and z, or of each code of a vq_vae; 128 is the assignment's")
     width: int | None = option(None, "channels after the first convolution, doubled at each further one (conv, 32 when not "
                                "given), or units of the first hidden layer, halved at each further one (fc, 512)")
     depth: int | None = option(None, "convolutions, each halving the image (conv; when not given, down to about 4x4), "
@@ -172,12 +172,12 @@ class Config:
     residual: int = option(0, "residual blocks at each size of the feature maps (conv)")
 
     likelihood: str | None = option(None, "bernoulli: binary cross-entropy on [0, 1]; squared_error: ||x - x_hat||^2 on "
-                                    "[-1, 1]; gaussian: on [0, 1] with the best single sigma; when not given, squared_error for celeba, "
-                                    "bernoulli for the others", ("bernoulli", "squared_error", "gaussian"))
+                                    "[-1, 1]; gaussian: on [0, 1] with the best single sigma; when not given, squared_error for celeba and "
+                                    "for wae, bernoulli for the others", ("bernoulli", "squared_error", "gaussian"))
     beta: float | None = option(None, "weight of the KL term; when not given the model's own: 1 (the ELBO), beta_vae 4, info_vae 0")
     mmd: float | None = option(None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given the model's "
                                "own: info_vae 1000, wae 10 (on celeba 100)")
-    codebook: int = option(512, "how many codes a vq_vae has; each has latent_dim numbers")
+    codebook: int | None = option(None, "how many codes a vq_vae has (512 when not given); each has latent_dim numbers")
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value")
 
     epochs: int = option(10, "passes over the training images")
@@ -199,8 +199,14 @@ class Config:
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
-        if self.beta is None or not self.objective.sampled:   # a point has no KL to weigh
+        if self.beta is None:
             self._set(beta=self.objective.beta)
+        if self.beta != self.objective.beta and not self.objective.sampled:
+            raise VAEError(f"beta weighs the KL of a sampled z, and model {self.model} has none: leave beta out, or train model beta_vae.")
+        if self.codebook is None and self.model == "vq_vae":
+            self._set(codebook=512)
+        if self.codebook is not None and self.model != "vq_vae":
+            raise VAEError(f"codebook is for model vq_vae, not {self.model}: leave it out.")
         if self.mmd is None:
             self._set(mmd=100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd)
         at_least_1 = [(name, int, lambda v: v >= 1, "a whole number of at least 1") for name in
@@ -212,6 +218,7 @@ class Config:
                                          ("mmd", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
                                          ("ema", (int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
                                          ("residual", int, lambda v: v >= 0, "a whole number of at least 0"),
+                                         ("conditions", int, lambda v: v >= 0, "a whole number of at least 0"),
                                          ("kl_warmup", int, lambda v: v >= 0, "a whole number of at least 0")):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, kind) and good(value)):
@@ -227,6 +234,8 @@ class Config:
                            f"use depth {int(math.log2(self.image_size))} or less.")
         if self.batch_size < 2 and (self.norm == "batch" or self.mmd):
             raise VAEError(f"{'Batch normalisation' if self.norm == 'batch' else 'MMD'} compares the images of a batch: use a batch_size of at least 2.")
+        if self.conditions and self.model != "cvae":
+            raise VAEError(f"conditions are for model cvae, not {self.model}: leave them out.")
         if self.mmd and self.model == "vq_vae":
             raise VAEError("mmd compares q(z) with N(0, I), which a vq_vae has no use for: leave it out, or train model info_vae or wae.")
         if self.arch == "fc" and (self.norm != "none" or self.residual):
@@ -660,7 +669,7 @@ def conditions(config: Config, labels: Tensor | None) -> Tensor | None:
     if not config.conditions:
         return None
     if labels is None:
-        raise VAEError("This model is conditional: hand in the labels, too.")
+        raise VAEError("This model is conditional: hand in a label for each image, or take a model that is not.")
     if labels.is_floating_point():
         return labels
     if config.dataset == "shapes":
@@ -917,9 +926,9 @@ class VQVAE(VAE):
         self.prior = CodePrior(config.codebook, math.prod(self.grid))
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) → what the encoder says, (N, D), and logvar = -inf: a point."""
+        """x (N, C, H, W) → what the encoder says, (N, D), and logvar = -inf, (N, 1), for all of it: a point."""
         mu = self.encoder(x).flatten(1)
-        return mu, torch.full_like(mu, -math.inf)
+        return mu, mu.new_full((len(mu), 1), -math.inf)
 
     def vectors(self, z: Tensor) -> Tensor:
         """(N, D) → one vector for each place, (N * h * w, latent_dim)."""
@@ -971,8 +980,8 @@ def condition_names(data: ImageData) -> tuple[str, ...]:
     """What a conditional model is told: the classes or attributes. Raises VAEError where the images have no labels."""
     names = ("ellipse", "rectangle", "triangle") if data.name == "shapes" else data.label_names
     if len(names) < 2:
-        raise VAEError(f"A cvae needs labels, and {data.title} has none: sort the images into one folder per class (<class>/…), "
-                       "or train model vae.")
+        raise VAEError(f"A cvae needs labels, and there are none in {data.title}: sort the images into one folder per class "
+                       "(<class>/…), or train model vae.")
     return names
 
 
@@ -984,8 +993,9 @@ def count_flops(model: VAE) -> int:
     """Floating-point operations of one forward pass of one image (a multiply-add counts two), by PyTorch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
     c, training = model.config, model.training
+    told = torch.zeros(1, c.conditions, device=model.device) if c.conditions else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, c.channels, c.image_size, c.image_size, device=model.device))
+        model.eval()(torch.zeros(1, c.channels, c.image_size, c.image_size, device=model.device), c=told)
     model.train(training)
     return counter.get_total_flops()
 
@@ -1038,7 +1048,9 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
     Kernel C / (C + ||z - z'||^2) with C = 2 D: the inverse multiquadratic for a prior N(0, I) (Tolstikhin et al. 2018, section 4).
     """
     scale = 2 * a.shape[1]
-    kernel = lambda x, y: scale / (scale + torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square())   # noqa: E731
+    # not torch.cdist, whose gradient older versions lack on MPS
+    squared = lambda x, y: (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)   # noqa: E731
+    kernel = lambda x, y: scale / (scale + squared(x, y))   # noqa: E731
     within = [(kernel(x, x).sum() - len(x)) / (len(x) * (len(x) - 1)) for x in (a, b)]
     return within[0] + within[1] - 2 * kernel(a, b).mean()
 
@@ -1053,13 +1065,13 @@ def code_nats(model: VAE, out: Output) -> Tensor:
     return kl_nats(out.mu, out.logvar) if model.config.objective.sampled else torch.zeros_like(out.mu[:, 0])
 
 
-def penalty(model: VAE, out: Output, generator: torch.Generator | None = None) -> Tensor | float:
+def penalty(model: VAE, out: Output, generator: torch.Generator | None = None) -> Tensor:
     """What training adds to reconstruction + beta * KL: the weighted MMD against draws of N(0, I), or a vq_vae's commitment
     (van den Oord et al. 2017, equation 3, weight 0.25), which keeps the encoder near the codes."""
     if model.config.model == "vq_vae":
         return 0.25 * (out.mu - out.z.detach()).square().sum(1).mean()
     if not model.config.mmd:
-        return 0.0
+        return out.z.new_zeros(())
     return model.config.mmd * mmd(out.z, torch.randn(out.z.shape, generator=generator, device=out.z.device))
 
 
@@ -1101,13 +1113,12 @@ class CheckpointError(VAEError):
 def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0):
     """Yield x and the Output of each 500 uint8 images, without gradients, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    labels = conditions(model.config, labels)
     model.eval()
     for i, part in enumerate(images.split(500)):
         x = to_input(part.to(model.device), model.config)
-        c = None if labels is None else labels[500 * i:500 * (i + 1)].to(model.device)
+        c = conditions(model.config, None if labels is None else labels[500 * i:500 * (i + 1)])
         with torch.no_grad():
-            yield x, model(x, generator, c)
+            yield x, model(x, generator, None if c is None else c.to(model.device))
 
 
 def image_losses(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -1122,15 +1133,14 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
         on_epoch: Callable[[list[dict]], None] | None = None) -> list[dict]:
     """Minimise reconstruction + beta * KL + penalty with Adam; returns the history, one dict an epoch, and draws nothing.
 
-    Every loss is in nats per image; KL is the price of the code (code_nats), and total leaves the penalty out. train_* are means over the epoch while the weights still move; val_* are
-    measured after it with the same beta. on_epoch is called with the history so far after every epoch. With
+    Every loss is in nats per image; KL is the price of the code (code_nats), and total leaves the penalty out. train_* are
+    means over the epoch while the weights still move; val_* are measured after it with the same beta. on_epoch is called with the history so far after every epoch. With
     config.ema, validation, on_epoch and the caller see the averaged weights.
 
     Raises TrainingDiverged when the loss is not finite.
     """
     device = model.device
     images = data.train.images.to(device)                      # uint8: a quarter of float32, small enough to stay
-    told = conditions(config, data.train.labels)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     steps = len(_batches(len(images), config, torch.Generator()))   # in one epoch
     schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
@@ -1142,27 +1152,29 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
     start = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
         model.train()
-        sums = torch.zeros(2, device=device)
+        sums = torch.zeros(3, device=device)
         batches = _batches(len(images), config, order_rng)
         bar = progress_bar(batches, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress)
         seen = 0
         for step, indices in enumerate(bar):
             x = to_input(images[indices.to(device)], config).contiguous(memory_format=torch.channels_last)
-            out = model(x, noise_rng, None if told is None else told[indices].to(device))
+            c = conditions(config, data.train.labels[indices])
+            out = model(x, noise_rng, None if c is None else c.to(device))
             rec = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
             kl = code_nats(model, out).mean()
             progressed = (epoch - 1 + step / steps) / config.kl_warmup if config.kl_warmup else 1.0
             optimiser.zero_grad(set_to_none=True)
-            (rec + config.beta * min(1.0, progressed) * kl + penalty(model, out, noise_rng)).backward()
+            extra = penalty(model, out, noise_rng)
+            (rec + config.beta * min(1.0, progressed) * kl + extra).backward()
             optimiser.step()
             if schedule:
                 schedule.step()
             if average:
                 average.update_parameters(model)
-            sums += torch.stack([rec.detach(), kl.detach()]) * len(x)
+            sums += torch.stack([rec.detach(), kl.detach(), extra.detach()]) * len(x)
             seen += len(x)
             if step % 20 == 19 or seen == len(images):         # reading a number waits for the device: not every step
-                rec_mean, kl_mean = (sums / seen).tolist()
+                rec_mean, kl_mean, _ = (sums / seen).tolist()
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
         if average:
@@ -1170,7 +1182,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
             model.load_state_dict(average.module.state_dict())
         calibrate(model, data.train)
         val = dict(zip(train, (losses.mean().item() for losses in image_losses(model, *data.val))))
-        row = {"epoch": epoch, "seconds": time.perf_counter() - start}
+        row = {"epoch": epoch, "seconds": time.perf_counter() - start, "train_penalty": (sums[2] / seen).item()}
         for split, losses in (("train", train), ("val", val)):
             row |= {f"{split}_{k}": v for k, v in losses.items()}
             row[f"{split}_total_nats"] = losses["reconstruction_nats"] + config.beta * losses["kl_nats"]
@@ -1215,7 +1227,8 @@ def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None =
     """Write model.safetensors and model.json (the config and `record`) into a folder; half stores 16-bit weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: (v.half() if half else v).contiguous().cpu() for k, v in model.state_dict().items()}
+    # a codebook stays as it is: rounding could make another code the nearest
+    weights = {k: (v.half() if half and not k.startswith("codebook.") else v).contiguous().cpu() for k, v in model.state_dict().items()}
     _write_atomically(folder / "model.safetensors", lambda p: safetensors.torch.save_file(weights, p))
     write_json(folder / "model.json", {"format": 1, "config": dataclasses.asdict(model.config), **(record or {})})
     return folder
@@ -1278,16 +1291,18 @@ def evaluate(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: 
     mu, _ = encode_images(model, images, labels)
     rec, kl = image_losses(model, images, labels, seed=seed)
     squared, floor, told = 0.0, 0.0, None if labels is None else labels.split(500)
+    used = torch.zeros(model.config.codebook or 0, dtype=torch.long)
     for i, (part, z) in enumerate(zip(images.split(500), mu.split(500))):   # in parts, for the memory
         unit = as_unit(part)
         squared += (decode_images(model, z, told and told[i]) - unit).square().sum().item()
         floor += bce_floor_nats(unit).sum().item()
+        if model.config.model == "vq_vae":
+            used += model.indices(z.to(model.device)).flatten().cpu().bincount(minlength=len(used))
     result = {"reconstruction_nats": rec.mean().item(), "kl_nats": kl.mean().item(), "total_nats": (rec + kl).mean().item(),
               "total_nats_se": standard_error(rec + kl)}
     if model.config.likelihood == "bernoulli":
         result |= {"floor_nats": floor / len(images), "excess_nats": result["total_nats"] - floor / len(images)}
     if model.config.model == "vq_vae":
-        used = torch.cat([out.indices.flatten().cpu() for _, out in forward_passes(model, images)]).bincount(minlength=model.config.codebook)
         result |= {"codes_used": int((used > 0).sum()), "perplexity": torch.special.entr(used / used.sum()).sum().exp().item()}
     else:
         result["active_dims"] = int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())
@@ -1461,17 +1476,22 @@ def encode_images(model: VAE, images: Tensor, labels: Tensor | None = None) -> t
         raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
     if images.dtype != torch.uint8 and not (images.is_floating_point() and ((images >= 0) & (images <= 1)).all()):
         raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
+    given = conditions(c, labels)
+    if given is not None and len(given) != len(images):
+        raise VAEError(f"{len(given)} labels do not fit {len(images)} images: hand in one for each.")
     encode = lambda part, *given: model.eval().encode(to_input(part, c), *given)   # noqa: E731
-    return _in_parts(model, encode, images, conditions(c, labels))
+    return _in_parts(model, encode, images, given)
 
 
 def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """z (..., D) → float images in [0, 1], (..., C, H, W), on the CPU: the means of p(x|z).
 
-    A conditional model wants labels (N,) or (N, A): one for each z, or as many as the last axes of z hold, or one for all.
+    A conditional model wants labels (N,) or (N, A): one for each z (..., N, D), or one for all.
     """
     given = conditions(model.config, labels)
     if given is not None:
+        if z.ndim < 2 or len(given) not in (1, z.shape[-2]):
+            raise VAEError(f"{len(given)} labels do not fit latents of shape {tuple(z.shape)}: hand in one for each, or one for all.")
         given = given.expand(*z.shape[:-1], -1).reshape(-1, given.shape[-1])
     decode = lambda part, *given: (to_unit(model.eval().decode(part, *given), model.config),)   # noqa: E731
     images, = _in_parts(model, decode, z.reshape(-1, z.shape[-1]), given)
@@ -1482,7 +1502,7 @@ def _in_parts(model: VAE, call: Callable[..., tuple[Tensor, ...]], *inputs: Tens
     """The results of a call on the model's device, 500 rows at a time, on the CPU."""
     split = [i.split(500) for i in inputs if i is not None]
     with torch.no_grad():
-        parts = [call(*(p.to(model.device) for p in some)) for some in zip(*split)]
+        parts = [call(*(p.to(model.device) for p in some)) for some in zip(*split, strict=True)]
     return tuple(torch.cat(t).cpu() for t in zip(*parts))
 
 
@@ -1508,6 +1528,8 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
               "hardware": hardware(), "torch": torch.__version__, "parameters": count_parameters(model)}
+    if config.conditions:
+        record["data"]["conditions"] = list(condition_names(data))
 
     def keep(history: list[dict]) -> None:
         save_checkpoint(model, folder, {**record, "history": history, "seconds": history[-1]["seconds"]})
@@ -1627,7 +1649,7 @@ def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpo
 def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tensor:
     """n latents halfway between code i and code i + 1 (+ 2, … in later rounds): (N, D) → (n, D), n = N when not given."""
     n = len(mu) if n is None else n
-    rounds = [interpolate_latents(mu, mu.roll(-shift, 0), 3, method)[1] for shift in range(1, n // len(mu) + 2)]
+    rounds = [METHODS[method](mu, mu.roll(-shift, 0), torch.tensor(0.5)) for shift in range(1, n // len(mu) + 2)]
     return torch.cat(rounds)[:n]
 
 

@@ -1,4 +1,4 @@
-"""The whole family side by side: train what is missing, measure it, and write gallery.png, gallery.json, gallery.md.
+"""The whole family side by side: train what is missing, measure it, and write gallery.json and gallery*.png.
 
     python figures/gallery.py                   every model on Fashion-MNIST; a cvae on faces, a vq_vae on CIFAR-10; over β, how
                                                 disentangled the codes of drawn shapes are
@@ -15,6 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 
 import evaluate  # noqa: E402
@@ -98,6 +99,7 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
 
 def save(fig, name: str) -> None:
     fig.savefig(HERE / name, dpi=110)
+    plt.close(fig)
     print(f"figures/{name}")
 
 

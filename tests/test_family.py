@@ -21,7 +21,7 @@ ARCHS = ("conv", "fc")
 
 
 def config_of(data, model="vae", **choices):
-    return vae.config_for(data, **{**SMALL, "model": model, "codebook": 16, "epochs": 1, **choices})
+    return vae.config_for(data, **{**SMALL, "model": model, "epochs": 1, **({"codebook": 16} if model == "vq_vae" else {}), **choices})
 
 
 def trained(data, **choices):
@@ -57,7 +57,6 @@ def test_the_papers_weights(model, beta, mmd):
 def test_wae_has_its_own_weight_and_cost_on_faces():
     assert vae.Config(model="wae", dataset="celeba").mmd == 100
     assert vae.Config(model="wae", dataset="mnist").likelihood == "squared_error"
-    assert vae.Config(model="wae", beta=3).beta == 0, "a point has no KL to weigh"
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -140,7 +139,7 @@ def test_conditional_samples_are_recognised_as_their_class(quarter_data, arch, w
 
 
 def test_labels_become_conditions(shapes):
-    classes, attributes = vae.Config(conditions=3), vae.Config(dataset="celeba", conditions=2)
+    classes, attributes = vae.Config(model="cvae", conditions=3), vae.Config(model="cvae", dataset="celeba", conditions=2)
     assert vae.conditions(vae.Config(), torch.tensor([1])) is None
     assert vae.conditions(classes, torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert vae.conditions(attributes, torch.tensor([[True, False]])).tolist() == [[1, 0]]
@@ -152,9 +151,31 @@ def test_labels_become_conditions(shapes):
 def test_a_conditional_model_wants_labels(shapes):
     model = vae.build_model(config_of(shapes, "cvae"))
     for call in (lambda: vae.encode_images(model, shapes.test.images), lambda: vae.sample_images(model, 2), lambda: vae.evaluate(model, shapes.test.images)):
-        with pytest.raises(vae.VAEError, match="hand in the labels"):
+        with pytest.raises(vae.VAEError, match="hand in a label for each image"):
             call()
 
+
+def test_labels_that_do_not_fit_are_told(shapes):
+    """Never a silent loss of images."""
+    model = vae.build_model(config_of(shapes, "cvae"))
+    images, labels = (t.repeat(20, *[1] * (t.ndim - 1)) for t in shapes.test)   # 960: more than one part of 500
+    for call in (lambda: vae.encode_images(model, images, labels[:500]), lambda: vae.encode_images(model, images[:40], labels[:30]),
+                 lambda: vae.sample_images(model, 4, labels[:2]), lambda: vae.decode_images(model, torch.zeros(4), labels[:1])):
+        with pytest.raises(vae.VAEError, match="labels do not fit"):
+            call()
+
+
+def test_a_cvae_is_not_evaluated_with_other_classes(quarter_data, tmp_path, monkeypatch):
+    vae.train_run(config_of(quarter_data, "cvae", depth=1), quarter_data, tmp_path / "run")
+    other = dataclasses.replace(quarter_data, label_names=("a", "b", "c", "e"))
+    monkeypatch.setattr(vae, "load_dataset", lambda *_, **__: other)
+    with pytest.raises(vae.VAEError, match="was told a, b, c, d, and the labels found now are a, b, c, e"):
+        evaluate.main(["--run", str(tmp_path / "run"), "--quick"])
+
+
+@pytest.mark.parametrize("model", vae.OBJECTIVES)
+def test_flops_are_counted_for_every_model(shapes, model):
+    assert vae.count_flops(vae.build_model(config_of(shapes, model))) > 1e5
 
 def test_a_cvae_on_images_without_labels_says_what_would_work(shapes):
     flat = dataclasses.replace(shapes, name="folder", title="holiday", label_names=("",))
@@ -292,6 +313,15 @@ def test_the_prior_learns_what_the_codes_are(shapes):
     assert found["kl_nats"] < 0.8 * model.prior.place.shape[0] * math.log(16)
 
 
+def test_half_precision_leaves_the_codes_as_they_are(shapes, tmp_path):
+    model = trained(shapes, model="vq_vae")
+    model.codebook.sums[0] = 1e6   # too large for 16 bits
+    vae.save_checkpoint(model, tmp_path / "half", {}, half=True)
+    again, _ = vae.load_checkpoint(tmp_path / "half")
+    assert torch.equal(again.codebook.codes, model.codebook.codes) and torch.equal(again.codebook.sums, model.codebook.sums)
+    assert not torch.equal(again.prior.place, model.prior.place)
+
+
 def test_perplexity_counts_the_codes_in_use(vq, shapes, monkeypatch):
     def two_codes(z):
         indices = torch.zeros(len(z), *vq.grid, dtype=torch.long)
@@ -317,6 +347,11 @@ def test_a_collapsed_codebook_is_told():
     ({"mmd": -1}, "mmd must be a number of at least 0"),
     ({"model": "wae", "batch_size": 1}, "MMD compares the images of a batch"),
     ({"model": "vq_vae", "mmd": 1}, "train model info_vae or wae"),
+    ({"model": "wae", "beta": 3}, "model wae has none: leave beta out, or train model beta_vae"),
+    ({"model": "vq_vae", "beta": 4}, "model vq_vae has none: leave beta out"),
+    ({"model": "vae", "codebook": 9}, "codebook is for model vq_vae, not vae"),
+    ({"model": "vae", "conditions": 3}, "conditions are for model cvae"),
+    ({"model": "cvae", "conditions": -1}, "conditions must be a whole number of at least 0"),
     ({"model": "vq_vae", "codebook": 0}, "codebook must be a whole number of at least 1"),
 ])
 def test_what_cannot_work_is_said_in_one_sentence(choices, said):
@@ -328,7 +363,7 @@ def test_what_cannot_work_is_said_in_one_sentence(choices, said):
 @pytest.mark.parametrize("choices", [{"latent_dim": 128}, {"model": "cvae", "conditions": 3, "latent_dim": 2}, {"model": "vq_vae", "latent_dim": 2}])
 def test_a_manifold_needs_two_unconditional_dimensions(choices):
     with pytest.raises(vae.VAEError, match="train one with --latent_dim 2"):
-        vae.plot_manifold(vae.build_model(vae.Config(width=4, codebook=4, **choices)), "T")
+        vae.plot_manifold(vae.build_model(vae.Config(width=4, **choices)), "T")
 
 
 def test_a_vq_vae_has_no_regions(vq):

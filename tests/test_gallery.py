@@ -1,0 +1,50 @@
+"""figures/gallery.py with tiny models on painted images: it trains, measures, draws, and its tables say what gallery.json holds."""
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+from test_family import quarters
+
+import vae_helpers as vae
+
+sys.path.insert(0, str(ROOT / "figures"))
+import gallery  # noqa: E402
+
+TINY = {"width": 4, "depth": 1, "latent_dim": 2, "epochs": 1}
+
+
+@pytest.fixture
+def painted(monkeypatch, tmp_path):
+    """All of Fashion-MNIST's entries on four classes of 8x8 images, written to tmp_path."""
+    data = vae.ImageData("folder", "quarters", quarters(300, 0), quarters(30, 1), quarters(60, 2), tuple("abcd"))
+    monkeypatch.setattr(vae, "load_dataset", lambda name, **_: data)
+    monkeypatch.setattr(gallery, "ENTRIES", {n: (d, t, {k: v for k, v in c.items() if k in ("arch", "model")} | TINY)
+                                             for n, (d, t, c) in gallery.ENTRIES.items()})
+    monkeypatch.setattr(gallery, "HERE", tmp_path)
+    return tmp_path
+
+
+def test_every_model_is_trained_measured_and_drawn(painted, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", *gallery.FASHION])
+    gallery.main()
+    numbers = json.loads((painted / "gallery.json").read_text())
+    assert list(numbers) == gallery.FASHION and {"gallery.png", "gallery_classes.png"} <= {p.name for p in painted.iterdir()}
+    assert numbers["cvae"]["recognised_test"] > 0.9
+    assert all(n["ffd_reconstructions"] > 0 and n["ffd_samples"] > 0 and n["frechet_images"] == 60 for n in numbers.values())
+    table = gallery.family_table().splitlines()
+    assert len(table) == 2 + len(gallery.FASHION)
+    assert table[2 + gallery.FASHION.index("ae")].split(" | ")[3] == "–", "an autoencoder's code has no price"
+
+
+def test_one_model_alone_leaves_the_others_numbers(painted, monkeypatch):
+    (painted / "gallery.json").write_text(json.dumps({"vae": {"mse": 1}, "ae": {"mse": 2}}))
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", "vae"])
+    gallery.main()
+    numbers = json.loads((painted / "gallery.json").read_text())
+    assert numbers["ae"] == {"mse": 2} and numbers["vae"]["images"] == 60
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", "gan"])
+    with pytest.raises(vae.VAEError, match="--only knows no gan; choose from fc_vae"):
+        gallery.main()
