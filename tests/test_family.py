@@ -179,7 +179,7 @@ def test_flops_are_counted_for_every_model(shapes, model):
 
 def test_a_cvae_on_images_without_labels_says_what_would_work(shapes):
     flat = dataclasses.replace(shapes, name="folder", title="holiday", label_names=("",))
-    with pytest.raises(vae.VAEError, match="holiday has none: sort the images into one folder per class"):
+    with pytest.raises(vae.VAEError, match="none in holiday: sort the images into one folder per class"):
         vae.config_for(flat, model="cvae")
     with pytest.raises(vae.VAEError, match="config_for"):
         vae.build_model(vae.Config(model="cvae"))

@@ -274,3 +274,14 @@ def test_a_file_of_another_sweep_or_that_is_no_database_is_refused(tmp_path, cap
 def test_without_optuna_a_sweep_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install optuna" in refused(train.main, [*TINY, "--sweep", "beta=1,4"], capsys)
+
+
+def test_a_conditional_model_can_be_swept(trained):
+    """It is measured with the labels of the validation images."""
+    results = sweep("beta=0.5,1", "--model", "cvae", "--latent_dim", "2")
+    assert len(trained) == 2 and {row["state"] for row in results["trials"]} == {"finished"}
+
+
+def test_models_of_different_likelihoods_are_not_compared():
+    with pytest.raises(vae.VAEError, match="give one with --likelihood"):
+        sweep("model=vae,wae")
