@@ -199,7 +199,7 @@ class Config:
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
-        if self.beta is None:
+        if self.beta is None or self.beta == 1 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
             self._set(beta=self.objective.beta)
         if self.beta != self.objective.beta and not self.objective.sampled:
             raise VAEError(f"beta weighs the KL of a sampled z, and model {self.model} has none: leave beta out, or train model beta_vae.")

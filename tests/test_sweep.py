@@ -251,7 +251,7 @@ def test_hopeless_trials_are_pruned_when_asked_and_a_full_grid_is_not(monkeypatc
     (["channels=1,3"], "follows from"), (["depht=1,2"], "no setting 'depht'"), (["latent_dim="], "names no values"), (["lr=1,,2"], "a number"),
     (["latent_dim=2,1.5"], "whole number"), (["beta=1,high"], "a number"), (["beta=1,-1"], "beta must be"), (["arch=conv,resnet"], "resnet"),
     (["beta=1", "beta=2"], "twice"), (["width=8,16"], "--width and --sweep width"), (["depth=2,9"], "9 halvings"),
-    (["arch=conv,fc", "norm=none,batch"], "arch conv"), (["model=ae", "beta=1,4"], "the same model"), (["epochs=1,2"], "the same model"),
+    (["arch=conv,fc", "norm=none,batch"], "arch conv"), (["beta=0.5,4", "model=vae,ae"], "model ae has none: leave beta out"), (["epochs=1,2"], "the same model"),
     (["lr=1e-4..1e-2"], "--trials N"), (["lr=1e-2..1e-4", "--trials", "2"], "smaller one first"), (["arch=conv..fc", "--trials", "2"], "two numbers"),
     (["beta=-1..1", "--trials", "2"], "beta must be"), (["beta=1,2", "--trials", "2"], "only 2 combinations"), (["beta=1,2", "--trials", "0"],
     "at least 1"), (["--trials", "3"], "--sweep"), (["beta=1,2", "--out", "x"], "--out"), (["beta=1,2", "--study", "x.json"], ".db")],
