@@ -25,7 +25,7 @@ SHAPES = 30_000            # training images to be drawn
 SAMPLES, SHOWN = 5000, 8   # images in each Fréchet distance; in each half of a row of the picture
 SHARP = {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3}
 ENTRIES = {   # name → data set, title, settings
-    "fc_vae": ("fashion_mnist", "VAE, fully connected", {"arch": "fc"}),
+    "fc_vae": ("fashion_mnist", "VAE, fully connected, 30 epochs", {"arch": "fc", "epochs": 30}),
     "vae": ("fashion_mnist", "VAE", {}),
     "beta_vae": ("fashion_mnist", "β-VAE, β = 4", {"model": "beta_vae"}),
     "info_vae": ("fashion_mnist", "InfoVAE", {"model": "info_vae"}),

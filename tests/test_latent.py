@@ -326,7 +326,7 @@ def test_contrast_is_the_spread_of_the_pixels_of_each_image():
 
 
 def test_a_traversal_changes_one_dimension_at_a_time(model, monkeypatch):
-    monkeypatch.setattr(vae, "decode_images", lambda model, z: z)   # look at the latents instead of the images
+    monkeypatch.setattr(vae, "decode_images", lambda model, z, *_: z)   # look at the latents instead of the images
     z = randn(4)
     grid = vae.traverse(model, z, dims=[2, 0], values=[-1.5, 0.0, 3.0])
     assert grid.shape == (2, 3, 4)
