@@ -1978,7 +1978,7 @@ def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6,
     z = sample_latents(latents, model.config.latent_dim, seed=seed)
     told = F.one_hot(torch.arange(shown), model.config.conditions).float()
     rows = {f"z {i + 1}": decode_images(model, one.expand(shown, -1), told) for i, one in enumerate(z)}
-    return plot_rows(rows, title, [textwrap.fill(name, 9) for name in names[:shown]])
+    return plot_rows(rows, title, [textwrap.fill(name, 11, break_on_hyphens=False) for name in names[:shown]])
 
 
 def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[str], attributes: Sequence[str], title: str) -> plt.Figure:

@@ -4,7 +4,7 @@
                                                 disentangled the codes of drawn shapes are
     python figures/gallery.py --only vae wae    some of them; the others keep their numbers, and their pictures
 
-Finished runs in runs/ are found again, so it can be stopped and started at will.
+Finished runs in runs/ and numbers in gallery.json are found again, so it can be stopped and started at will.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPES = 30_000            # training images to be drawn
 SAMPLES, SHOWN = 5000, 8   # images in each Fréchet distance; in each half of a row of the picture
 SHARP = {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3}
 ENTRIES = {   # name → data set, title, settings
-    "fc_vae": ("fashion_mnist", "VAE, fully connected, 30 epochs", {"arch": "fc", "epochs": 30}),
+    "fc_vae": ("fashion_mnist", "VAE, fully connected", {"arch": "fc", "epochs": 30}),
     "vae": ("fashion_mnist", "VAE", {}),
     "beta_vae": ("fashion_mnist", "β-VAE, β = 4", {"model": "beta_vae"}),
     "info_vae": ("fashion_mnist", "InfoVAE", {"model": "info_vae"}),
@@ -124,10 +124,11 @@ def disentanglement_table() -> str:
     """One row for each beta on the drawn shapes."""
     scores = {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "dci_completeness": "DCI completeness",
               "dci_informativeness": "DCI informativeness", "factor_vae_score": "FactorVAE score"}
+    over_beta = {name: n for name, n in measured().items() if name in SHAPES_OVER_BETA}
     return vae.markdown_table([{"β": f"{ENTRIES[name][2]['beta']:g}", "reconstruction (nats)": f"{n['reconstruction_nats']:,.1f}", "KL (nats)": f"{n['kl_nats']:.1f}",
                                 "active dimensions": n["active_dims"],
                                 **{title: f"{n[f'disentanglement_{key}']:.2f}" if f"disentanglement_{key}" in n else "–" for key, title in scores.items()}}
-                               for name, n in measured().items() if name in SHAPES_OVER_BETA])
+                               for name, n in over_beta.items()]) if over_beta else ""
 
 
 def main() -> None:
@@ -143,9 +144,12 @@ def main() -> None:
             sets[dataset] = vae.load_dataset(dataset, max_images=SHAPES if dataset == "shapes" else None)
         run = vae.load_or_train(vae.config_for(sets[dataset], **{"latent_dim": 20} | choices), sets[dataset])
         models[name] = run.model
-        numbers = measured() | {name: measure(run, sets[dataset], net)}
-        vae.write_json(HERE / "gallery.json", {key: numbers[key] for key in ENTRIES if key in numbers})
+        if name not in measured() or run.origin == "trained now":
+            numbers = measured() | {name: measure(run, sets[dataset], net)}
+            vae.write_json(HERE / "gallery.json", {key: numbers[key] for key in ENTRIES if key in numbers})
     draw(models, sets)
+    for table in (family_table, disentanglement_table):
+        print(table())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make what README.md and theory_answers.md show: figures/*.png, figures/numbers.json, and the numbers in both texts.
 
     python figures/make.py            needs the real data and checkpoints/; about five minutes on two CPU cores
-    python figures/make.py --texts    only fill the numbers of numbers.json into the texts again
+    python figures/make.py --texts    only read the records of trainings and measurements again, and fill the texts
 
 A number in a text is followed by a comment that names it, 1,828.6<!--conv.total_nats-->, which no renderer shows. This
 script writes the number in front of the comment, with as many decimals as stand there; a test checks that none is stale.
@@ -55,7 +55,7 @@ def write_texts(numbers: dict[str, float]) -> None:
     for path in TEXTS:
         text = fill(path.read_text(), numbers)
         for name, table in (("results", results_table), ("quality", quality_table), ("ablation", ablation_table),
-                            ("gallery", gallery.family_table), ("disentanglement", gallery.disentanglement_table)):
+                            ("gallery", gallery.family_table)):
             text = re.sub(rf"(<!--{name}-->\n).*?(\n<!--/{name}-->)", lambda m: m[1] + table() + m[2], text, flags=re.S)
         path.write_text(text)
 
@@ -121,6 +121,8 @@ def recorded() -> dict[str, float]:
                     for k, v in next(iter(seeds.values())).items() if isinstance(v, (int, float))}
     for name, values in gallery.measured().items():   # gallery.NAME.KEY
         numbers |= {f"gallery.{name}.{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        numbers |= {f"gallery.{name}.{k}_percent": 100 * v for k, v in values.items() if k.startswith("recognised")}
+    numbers["gallery.minutes"] = sum(values["seconds"] for name, values in gallery.measured().items() if name in gallery.FASHION) / 60
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
     return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 
@@ -191,7 +193,9 @@ def save(figure: plt.Figure, name: str) -> None:
 
 def main() -> None:
     if sys.argv[1:] == ["--texts"]:
-        return write_texts(json.loads((HERE / "numbers.json").read_text()))
+        numbers = json.loads((HERE / "numbers.json").read_text()) | recorded()
+        vae.write_json(HERE / "numbers.json", numbers)
+        return write_texts(numbers)
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
     load = lambda name: vae.load_checkpoint(CHECKPOINTS / name)[0]   # noqa: E731
     numbers, test = recorded(), cifar.test.images
