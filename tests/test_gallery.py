@@ -40,11 +40,11 @@ def test_every_model_is_trained_measured_and_drawn(painted, monkeypatch):
 
 
 def test_one_model_alone_leaves_the_others_numbers(painted, monkeypatch):
-    (painted / "gallery.json").write_text(json.dumps({"vae": {"mse": 1}, "ae": {"mse": 2}}))
+    (painted / "gallery.json").write_text(json.dumps({"vae": {"mse": 1}, "ae": {"mse": 2, "parameters": 3}}))
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", "vae"])
     gallery.main()
     numbers = json.loads((painted / "gallery.json").read_text())
-    assert numbers["ae"] == {"mse": 2} and numbers["vae"]["images"] == 60
+    assert numbers["ae"] == {"mse": 2, "parameters": 3} and numbers["vae"]["images"] == 60
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", "gan"])
     with pytest.raises(vae.VAEError, match="--only knows no gan; choose from fc_vae"):
         gallery.main()
