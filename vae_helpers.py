@@ -1989,7 +1989,7 @@ def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[
         for word, value in (("no ", 0), ("", 1)):
             switched = labels.clone()
             switched[:, names.index(name)] = value
-            rows[word + name.replace("_", " ")] = decode_images(model, mu, switched)
+            rows[textwrap.fill(word + name.replace("_", " "), 15)] = decode_images(model, mu, switched)   # longer ones would be cut
     return plot_rows(rows, title)
 
 
