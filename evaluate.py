@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import entropy
+from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.manifold import TSNE
 from sklearn.metrics import mutual_info_score
 
 import vae_helpers as vae
@@ -93,12 +95,9 @@ def colours(data: vae.ImageData) -> tuple[torch.Tensor, tuple[str, ...]]:
     return labels[:, k].long(), (f"not {data.label_names[k]}", data.label_names[k])
 
 
-def maps(model: vae.VAE, data: vae.ImageData, out: Path, args: argparse.Namespace) -> None:
-    """Pictures of the latent space: two-dimensional views of the test codes, the whole plane of a latent-2 model, conditions."""
-    from sklearn.decomposition import PCA   # heavy, and used here alone
-    from sklearn.manifold import TSNE
+def maps(model: vae.VAE, data: vae.ImageData, mu: torch.Tensor, out: Path, args: argparse.Namespace) -> None:
+    """Pictures of the latent space: two-dimensional views of the test codes mu (N, D), the whole plane of a latent-2 model, conditions."""
     config, (images, labels), (classes, names) = model.config, data.test, colours(data)
-    mu, _ = vae.encode_images(model, images, labels)
     if config.latent_dim == 2 and config.model != "vq_vae":
         save_figure(vae.plot_scatter(mu, classes, names, f"Means of test images: {data.title}", ("first coordinate of mu", "second")), out / "latent_scatter.png")
         if not config.conditions:
@@ -147,8 +146,7 @@ def latent_space(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, see
     result = {"images": len(images), "mean_abs_max": q.mean.abs().max().item(), "std_min": q.std.min().item(), "std_max": q.std.max().item(),
               "norm_mean": q.norms.mean().item(), "kl_per_dim_nats": sorted((round(k, 4) for k in q.kl_nats.tolist()), reverse=True)}
     if len(images) > model.config.latent_dim:
-        z = vae.sample_codes(model, images, labels, seed=seed)
-        result |= vae.gaussian_gap(z) | {"mmd": vae.mmd(z[:PAIRS], vae.sample_latents(PAIRS, z.shape[1], seed=seed + 1)).item()}
+        result |= vae.gaussian_gap(q.z) | {"mmd": vae.mmd(q.z[:PAIRS], vae.sample_latents(PAIRS, q.z.shape[1], seed=seed + 1)).item()}
     return result
 
 
@@ -401,13 +399,14 @@ def main(argv: list[str] | None = None) -> dict:
     out.mkdir(parents=True, exist_ok=True)
 
     n, (test, labels) = args.num_samples, data.test
-    originals = test[:n]
+    mu, _ = vae.encode_images(model, test, labels)
+    copies = vae.decode_images(model, mu, labels)
+    originals, reconstructions = test[:n], copies[:n]
     if len(originals) < n:
         print(f"{data.title} has {len(test):,} test images: that many reconstructions instead of {n:,}")
     asked = labels[torch.arange(n) % len(labels)]   # what a conditional model is told for its samples
-    reconstructions = vae.decode_images(model, vae.encode_images(model, originals, labels[:n])[0], labels[:n])
     samples = vae.sample_images(model, n, asked, seed=args.seed)
-    middle = vae.decode_images(model, vae.midpoints(vae.encode_images(model, test[:max(n, 2)], labels[:max(n, 2)])[0], n=n), asked)
+    middle = vae.decode_images(model, vae.midpoints(mu[:max(n, 2)], n=n), asked)
     shown = min(n, 64)
     pairs = torch.stack([vae.as_unit(originals[:shown]), reconstructions[:shown]], dim=1).flatten(0, 1)
     save_grid(pairs, out / "reconstructions.png", columns=16 if shown >= 8 else 2 * shown)
@@ -423,7 +422,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.npz:
         for name, images in (("samples", samples), ("reconstructions", reconstructions), ("midpoints", middle)):
             save_npz(images, out / f"{name}.npz")
-    maps(model, data, out, args)
+    maps(model, data, mu, out, args)
 
     metrics = {"command": " ".join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]), "run": str(folder),
                "trained_on": record.get("data", {}).get("title"), "measured_on": data.title, "same_data": same_data,
@@ -431,11 +430,11 @@ def main(argv: list[str] | None = None) -> dict:
     if warning := collapse_warning(metrics["test"], config):
         metrics["warning"] = warning
         print(warning)
-    metrics["pictures"] = {"images": len(test), **vae.picture_metrics(vae.decode_images(model, vae.encode_images(model, test, labels)[0], labels), test)}
+    metrics["pictures"] = {"images": len(test), **vae.picture_metrics(copies, test)}
     if config.model != "vq_vae":   # whose codes are no points in a space with a prior N(0, I)
         metrics["latent_space"] = latent_space(model, test, labels, args.seed)
     if not args.quick:
-        if config.model not in ("ae", "wae"):   # their codes have no price, so there is no likelihood
+        if config.has_price:
             metrics["likelihood"] = likelihood(model, data, args.seed)
         net = vae.load_feature_net()
         if len(test) >= 2 and config.model != "vq_vae":   # which jumps from code to code

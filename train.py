@@ -190,7 +190,7 @@ class Sweep:
             configs[config] = point
         if len({config.likelihood for config in configs}) > 1:
             raise vae.VAEError(f"These models have different likelihoods of their own, and {NOT_SWEPT['likelihood']}: give one with --likelihood.")
-        self.goal = "reconstruction_nats" if any(config.model in ("ae", "wae") for config in configs) else "total_nats"
+        self.goal = "reconstruction_nats" if any(not config.has_price for config in configs) else "total_nats"
         self.swept = {name: values._asdict() if isinstance(values, Range) else values for name, values in space.items()}   # as JSON
         prune = prune or trials is not None
         content = [data.fingerprint, trials is not None, prune, self.swept, [dataclasses.asdict(config) for config in configs]]

@@ -253,6 +253,11 @@ class Config:
         return OBJECTIVES[self.model]
 
     @property
+    def has_price(self) -> bool:
+        """Whether a code costs nats (code_nats): those of ae and wae are points with no prior, so they have none, nor a likelihood."""
+        return self.objective.sampled or self.model == "vq_vae"
+
+    @property
     def value_range(self) -> tuple[float, float]:
         """The range of x and x_hat: it must fit the decoder's last activation."""
         return (-1.0, 1.0) if self.likelihood == "squared_error" else (0.0, 1.0)
@@ -1351,7 +1356,7 @@ def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, labels: Tensor | No
     """
     from scipy.optimize import minimize_scalar   # heavy libraries are imported where they are used
 
-    if model.config.model in ("ae", "wae"):
+    if not model.config.has_price:
         raise VAEError(f"The code of model {model.config.model} is a point, which has no price in bits: measure another model.")
 
     def passes(images: Tensor, labels: Tensor | None):
@@ -1789,23 +1794,28 @@ def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callabl
 
 
 class AggregatePosterior(NamedTuple):
-    """q(z) = E_x q(z|x), where the codes of real images lie, per dimension (D,), and the norms ||z|| (N,) of samples."""
+    """q(z) = E_x q(z|x), where the codes of real images lie: per dimension (D,), and one sample for each image (N, D)."""
 
     mean: Tensor
     std: Tensor
     kl_nats: Tensor   # mean KL(q(z|x) || N(0, 1)) of each dimension
-    norms: Tensor
-    mu: Tensor        # (N, D): the codes themselves
+    mu: Tensor
+    z: Tensor         # ~ q(z|x); where the code is a point, mu
+
+    @property
+    def norms(self) -> Tensor:
+        """||z||, (N,)."""
+        return self.z.norm(dim=1)
 
 
 def aggregate_posterior(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> AggregatePosterior:
     """Where the encoder puts real images. The variance is Var(mu) + E(sigma^2) (law of total variance)."""
     mu, logvar = encode_images(model, images, labels)
     if not model.config.objective.sampled:   # its codes are points
-        return AggregatePosterior(mu.mean(0), mu.std(0, unbiased=False), torch.zeros_like(mu[0]), mu.norm(dim=1), mu)
+        return AggregatePosterior(mu.mean(0), mu.std(0, unbiased=False), torch.zeros_like(mu[0]), mu, mu)
     z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
-    return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), z.norm(dim=1), mu)
+    return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), mu, z)
 
 
 def gaussian_gap(z: Tensor) -> dict[str, float]:
@@ -1870,8 +1880,9 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.n
 def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] = (), cell: float = 0.72) -> plt.Figure:
     """One labelled strip of images (n, C, H, W) per entry; cell is the width of one image in inches."""
     n = max(len(images) for images in rows.values())
-    fig, axes = plt.subplots(len(rows), 1, figsize=(cell * n + 1.6, (cell + 0.05) * len(rows) + 0.7), squeeze=False,
-                             layout="constrained", gridspec_kw={"hspace": 0.02})
+    longest = max(len(line) for label in rows for line in label.split("\n"))
+    fig, axes = plt.subplots(len(rows), 1, figsize=(cell * n + max(1.6, 0.1 * longest), (cell + 0.05) * len(rows) + 0.7), squeeze=False,
+                             layout="compressed", gridspec_kw={"hspace": 0.02})   # constrained, for images of a fixed shape
     for ax, (label, images) in zip(axes[:, 0], rows.items()):
         ax.imshow(image_grid(images), interpolation="nearest")
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
@@ -1989,7 +2000,7 @@ def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[
         for word, value in (("no ", 0), ("", 1)):
             switched = labels.clone()
             switched[:, names.index(name)] = value
-            rows[textwrap.fill(word + name.replace("_", " "), 15)] = decode_images(model, mu, switched)   # longer ones would be cut
+            rows[word + name.replace("_", " ")] = decode_images(model, mu, switched)
     return plot_rows(rows, title)
 
 

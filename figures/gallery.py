@@ -114,7 +114,7 @@ def family_table() -> str:
     cell = lambda n, key, spec: format(n[key], spec) if key in n else "–"   # noqa: E731
     return vae.markdown_table([{
         "model": ENTRIES[name][1], "parameters": f"{n['parameters']:,}", "reconstruction (nats)": cell(n, "reconstruction_nats", ",.1f"),
-        "KL, or price of the codes (nats)": "–" if ENTRIES[name][2].get("model") in ("ae", "wae") else cell(n, "kl_nats", ",.1f"),
+        "KL, or price of the codes (nats)": cell(n, "kl_nats", ",.1f") if n.get("kl_nats") else "–",   # 0: a code without a price
         "MSE": cell(n, "mse", ".4f"), "active dimensions, or codes used": f"{n.get('active_dims', n.get('codes_used'))}",
         "distance: reconstructions": cell(n, "ffd_reconstructions", ",.0f"), "distance: samples": cell(n, "ffd_samples", ",.0f"),
         "training (s)": cell(n, "seconds", ",.0f")} for name, n in measured().items() if name not in SHAPES_OVER_BETA])

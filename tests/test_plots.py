@@ -125,6 +125,16 @@ def test_interpolations_are_shown_between_the_two_originals_with_their_positions
     assert all(np.array_equal(ax.images[0].get_array(), vae.image_grid(expected)) for ax in fig.axes)
 
 
+@pytest.mark.parametrize("label", ["short", "a label that is much longer than most labels"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_no_row_label_is_cut_or_squeezes_the_images(label, rows):
+    fig = vae.plot_rows({label + " " * i: STRIP for i in range(rows)}, "T", cell=0.72)
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    assert ax.yaxis.label.get_window_extent().x0 >= 0
+    assert ax.get_window_extent().width / fig.dpi / len(STRIP) > 0.6   # inches for one image
+
+
 def test_column_labels_stand_over_the_middle_of_their_images():
     fig = vae.plot_rows({"a": STRIP}, "T", ["1", "2", "3", "4", "5"])
     middles = [2 + i * 10 + 3.5 for i in range(5)]   # images of 8 pixels, 2 between; pixel centres are whole numbers
