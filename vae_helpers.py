@@ -2072,7 +2072,9 @@ def plot_rate_distortion(results: dict[str, dict[str, float]], title: str, other
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows with the same keys → a Markdown table; the first column is left-aligned, the others right."""
+    """Rows with the same keys → a Markdown table; the first column is left-aligned, the others right. No rows, no table."""
+    if not rows:
+        return ""
     columns = list(rows[0])
     lines = [columns, [":--"] + ["--:"] * (len(columns) - 1)] + [[str(r[c]) for c in columns] for r in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

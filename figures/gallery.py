@@ -1,7 +1,7 @@
 """The whole family side by side: train what is missing, measure it, and write gallery.json and gallery*.png.
 
-    python figures/gallery.py                   every model on Fashion-MNIST; a cvae on faces, a vq_vae on CIFAR-10; over β, how
-                                                disentangled the codes of drawn shapes are
+    python figures/gallery.py                   every model on Fashion-MNIST, and the basic one over the latent size; a cvae on
+                                                faces; a vq_vae on CIFAR-10; over β, how disentangled the codes of drawn shapes are
     python figures/gallery.py --only vae wae    some of them; the others keep their numbers, and their pictures
 
 Finished runs in runs/ and numbers in gallery.json are found again, so it can be stopped and started at will.
@@ -17,8 +17,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
+from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 
 import evaluate  # noqa: E402
+import train  # noqa: E402
 import vae_helpers as vae  # noqa: E402
 
 SHAPES = 30_000            # training images to be drawn
@@ -35,10 +37,13 @@ ENTRIES = {   # name → data set, title, settings
     "vq_vae": ("fashion_mnist", "VQ-VAE", {"model": "vq_vae"}),
     "celeba_cvae": ("celeba", "conditional VAE on CelebA", {"model": "cvae", "latent_dim": 128, "epochs": 15, **SHARP}),
     "cifar10_vq_vae": ("cifar10", "VQ-VAE on CIFAR-10", {"model": "vq_vae", "latent_dim": 64, "residual": 1, **SHARP}),
+} | {f"latent{size}": ("fashion_mnist", f"VAE, fully connected, latent size {size}", {"arch": "fc", "latent_dim": size})
+     for size in (2, 5, 10, 20, 50, 100)
 } | {f"shapes_beta{beta:g}": ("shapes", f"β-VAE on shapes, β = {beta:g}", {"model": "beta_vae", "beta": beta, "latent_dim": 10, "width": 16})
      for beta in (0.1, 1, 4, 10)}
-SHAPES_OVER_BETA = [name for name, entry in ENTRIES.items() if entry[0] == "shapes"]
-FASHION = [name for name, entry in ENTRIES.items() if entry[0] == "fashion_mnist"]
+OVER_BETA = [name for name in ENTRIES if name.startswith("shapes_beta")]
+OVER_LATENT_SIZE = [name for name in ENTRIES if name.startswith("latent")]
+FAMILY = [name for name, entry in ENTRIES.items() if entry[0] == "fashion_mnist" and name not in OVER_LATENT_SIZE]
 
 
 def measure(run: vae.Run, data: vae.ImageData, net: vae.FeatureNet) -> dict:
@@ -59,7 +64,6 @@ def measure(run: vae.Run, data: vae.ImageData, net: vae.FeatureNet) -> dict:
 
 def recognition(data: vae.ImageData, samples: torch.Tensor, told: torch.Tensor) -> dict[str, float]:
     """How often a random forest on the pixels of real images names the class of test images, and of samples of that class."""
-    from sklearn.ensemble import RandomForestClassifier
     flat = lambda images: vae.as_unit(images).flatten(1).numpy()   # noqa: E731
     judge = RandomForestClassifier(100, random_state=0).fit(flat(data.train.images[:10_000]), data.train.labels[:10_000])
     return {"recognised_test": judge.score(flat(data.test.images), data.test.labels), "recognised_samples": judge.score(flat(samples), told)}
@@ -73,12 +77,12 @@ def row(model: vae.VAE, data: vae.ImageData) -> torch.Tensor:
 
 
 def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
-    """The pictures for which the models are there: gallery.png, classes, attributes, codes, and traversals over β."""
-    if set(FASHION) <= set(models):
+    """The pictures for which the models are there: gallery.png, classes, attributes, codes, the latent size and plane, traversals over β."""
+    if set(FAMILY) <= set(models):
         fashion = sets["fashion_mnist"]
         originals = vae.as_unit(fashion.test.images[:SHOWN])
         rows = {"test images": torch.cat([originals, torch.ones(SHOWN + 1, *originals.shape[1:])])}
-        rows |= {ENTRIES[name][1]: row(models[name], fashion) for name in FASHION}
+        rows |= {ENTRIES[name][1]: row(models[name], fashion) for name in FAMILY}
         heads = ["reconstructions" if i == SHOWN // 2 else "samples" if i == SHOWN + 1 + SHOWN // 2 else "" for i in range(2 * SHOWN + 1)]
         save(vae.plot_rows(rows, f"{fashion.title}: eight models", heads), "gallery.png")
     if "cvae" in models:
@@ -92,7 +96,13 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
         images = row(models["cifar10_vq_vae"], sets["cifar10"])
         rows = {"test images": vae.as_unit(sets["cifar10"].test.images[:SHOWN]), "reconstructions": images[:SHOWN], "samples of the prior": images[SHOWN + 1:]}
         save(vae.plot_rows(rows, f"VQ-VAE: {sets['cifar10'].title}"), "gallery_codes.png")
-    for name in set(SHAPES_OVER_BETA) & set(models):
+    if set(OVER_LATENT_SIZE) <= set(measured()):
+        results = {name: measured()[name] | {"latent_dim": ENTRIES[name][2]["latent_dim"]} for name in OVER_LATENT_SIZE}
+        save(train.plot_sweep(results, ["latent_dim"], "Fully connected VAE, test images of Fashion-MNIST"), "gallery_latent_size.png")
+    if "latent2" in models:
+        save(vae.plot_manifold(models["latent2"], f"Everything that a model with two latent dimensions draws: trained on {sets['fashion_mnist'].title}"),
+             "gallery_plane.png")
+    for name in set(OVER_BETA) & set(models):
         rows = evaluate.traversals(models[name], sets["shapes"], seed=0)
         save(vae.plot_rows(rows, f"{ENTRIES[name][1]}: one latent dimension at a time"), f"gallery_{name}.png")
 
@@ -110,25 +120,25 @@ def measured() -> dict[str, dict]:
 
 
 def family_table() -> str:
-    """One row for each model that is not one of the shapes'; – where a number does not exist."""
+    """One row for each model that is not one of many over β or the latent size; – where a number does not exist."""
     cell = lambda n, key, spec: format(n[key], spec) if key in n else "–"   # noqa: E731
     return vae.markdown_table([{
         "model": ENTRIES[name][1], "parameters": f"{n['parameters']:,}", "reconstruction (nats)": cell(n, "reconstruction_nats", ",.1f"),
         "KL, or price of the codes (nats)": cell(n, "kl_nats", ",.1f") if n.get("kl_nats") else "–",   # 0: a code without a price
         "MSE": cell(n, "mse", ".4f"), "active dimensions, or codes used": f"{n.get('active_dims', n.get('codes_used'))}",
         "distance: reconstructions": cell(n, "ffd_reconstructions", ",.0f"), "distance: samples": cell(n, "ffd_samples", ",.0f"),
-        "training (s)": cell(n, "seconds", ",.0f")} for name, n in measured().items() if name not in SHAPES_OVER_BETA])
+        "training (s)": cell(n, "seconds", ",.0f")} for name, n in measured().items() if name not in OVER_BETA + OVER_LATENT_SIZE])
 
 
 def disentanglement_table() -> str:
     """One row for each beta on the drawn shapes."""
     scores = {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "dci_completeness": "DCI completeness",
               "dci_informativeness": "DCI informativeness", "factor_vae_score": "FactorVAE score"}
-    over_beta = {name: n for name, n in measured().items() if name in SHAPES_OVER_BETA}
+    over_beta = {name: n for name, n in measured().items() if name in OVER_BETA}
     return vae.markdown_table([{"β": f"{ENTRIES[name][2]['beta']:g}", "reconstruction (nats)": f"{n['reconstruction_nats']:,.1f}", "KL (nats)": f"{n['kl_nats']:.1f}",
                                 "active dimensions": n["active_dims"],
                                 **{title: f"{n[f'disentanglement_{key}']:.2f}" if f"disentanglement_{key}" in n else "–" for key, title in scores.items()}}
-                               for name, n in over_beta.items()]) if over_beta else ""
+                               for name, n in over_beta.items()])
 
 
 def main() -> None:

@@ -28,15 +28,15 @@ def painted(monkeypatch, tmp_path):
 
 
 def test_every_model_is_trained_measured_and_drawn(painted, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", *gallery.FASHION])
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", *gallery.FAMILY])
     gallery.main()
     numbers = json.loads((painted / "gallery.json").read_text())
-    assert list(numbers) == gallery.FASHION and {"gallery.png", "gallery_classes.png"} <= {p.name for p in painted.iterdir()}
+    assert list(numbers) == gallery.FAMILY and {"gallery.png", "gallery_classes.png"} <= {p.name for p in painted.iterdir()}
     assert numbers["cvae"]["recognised_test"] > 0.9
     assert all(n["ffd_reconstructions"] > 0 and n["ffd_samples"] > 0 and n["frechet_images"] == 60 for n in numbers.values())
     table = gallery.family_table().splitlines()
-    assert len(table) == 2 + len(gallery.FASHION)
-    assert table[2 + gallery.FASHION.index("ae")].split(" | ")[3] == "–", "an autoencoder's code has no price"
+    assert len(table) == 2 + len(gallery.FAMILY)
+    assert table[2 + gallery.FAMILY.index("ae")].split(" | ")[3] == "–", "an autoencoder's code has no price"
 
 
 def test_one_model_alone_leaves_the_others_numbers(painted, monkeypatch):
@@ -48,3 +48,12 @@ def test_one_model_alone_leaves_the_others_numbers(painted, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", "gan"])
     with pytest.raises(vae.VAEError, match="--only knows no gan; choose from fc_vae"):
         gallery.main()
+
+
+def test_the_latent_size_has_its_figures(painted, monkeypatch):
+    monkeypatch.setattr(gallery, "ENTRIES", {n: (d, t, c | {"latent_dim": int(n.removeprefix("latent"))}) if n in gallery.OVER_LATENT_SIZE else (d, t, c)
+                                             for n, (d, t, c) in gallery.ENTRIES.items()})
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", *gallery.OVER_LATENT_SIZE])
+    gallery.main()
+    assert {"gallery_latent_size.png", "gallery_plane.png"} <= {p.name for p in painted.iterdir()}
+    assert gallery.disentanglement_table() == ""
