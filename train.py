@@ -388,7 +388,7 @@ def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> pl
         for ax, key in zip(axes[0, 1:], panels[1:]):
             ax.plot(at[along], at[key], **style)
     labels: dict[tuple[float, float], list[str]] = {}   # points that lie on each other share one label
-    near = 0.04 * np.ptp([(r["kl_nats"], r["reconstruction_nats"]) for r in results.values()], axis=0)
+    near = 0.06 * np.ptp([(r["kl_nats"], r["reconstruction_nats"]) for r in results.values()], axis=0)
     for group in groups.values():
         for name, r in group.items():
             point, label = (r["kl_nats"], r["reconstruction_nats"]), name if named else text(r[along])
@@ -400,7 +400,9 @@ def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> pl
     axes[0, 0].set(xlabel="rate: KL (nats per image)", ylabel="distortion: reconstruction (nats per image)",
                    title=f"at the points: {'the trial' if named else along}")
     for ax, key in zip(axes[0, 1:], ("reconstruction", "KL")):
-        ax.set(xlabel="latent_dim", ylabel=f"{key} (nats per image)", title=f"{key} against latent_dim")
+        ax.set(xscale="log", xlabel="latent_dim", ylabel=f"{key} (nats per image)", title=f"{key} against latent_dim")
+        ax.set_xticks(sizes := sorted({r["latent_dim"] for r in results.values()}), map(str, sizes))
+        ax.minorticks_off()
     for ax in axes[0]:
         ax.margins(0.1)
         ax.grid(alpha=0.3)

@@ -54,8 +54,7 @@ def results_table() -> str:
 def write_texts(numbers: dict[str, float]) -> None:
     for path in TEXTS:
         text = fill(path.read_text(), numbers)
-        for name, table in (("results", results_table), ("quality", quality_table), ("ablation", ablation_table),
-                            ("gallery", gallery.family_table)):
+        for name, table in TABLES.items():
             text = re.sub(rf"(<!--{name}-->\n).*?(\n<!--/{name}-->)", lambda m: m[1] + table() + m[2], text, flags=re.S)
         path.write_text(text)
 
@@ -92,6 +91,9 @@ def ablation_table() -> str:
         rows.append({"change": name, "seeds": len(seeds), "parameters": f"{next(iter(seeds.values()))['parameters']:,}", "KL (nats)": cell("kl_nats", 1),
                      "MSE": cell("mse", 4), "bits/dim": cell("bits_per_dim", 2), **{title: cell(f"ffd_{key}", 0) for key, title in DISTANCES.items() if key != "real_train"}})
     return vae.markdown_table(rows)
+
+
+TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, **gallery.TABLES}   # what the texts call them
 
 
 def recorded() -> dict[str, float]:
