@@ -84,17 +84,16 @@ def attribute_recognition(model: vae.VAE, data: vae.ImageData) -> dict[str, floa
     faces (mean over those with and without the attribute), and how often it finds the attribute in the same reconstructions with
     it switched on and off."""
     flat = lambda images: torch.nn.functional.avg_pool2d(vae.as_unit(images), 2).flatten(1).numpy()   # noqa: E731
-    (images, labels), result = data.test, {}
-    mu, _ = vae.encode_images(model, images, labels)
-    for name in ATTRIBUTES:
-        k = data.label_names.index(name)
-        judge = RandomForestClassifier(100, min_samples_leaf=5, class_weight="balanced", random_state=0, n_jobs=-1)
-        judge.fit(flat(data.train.images), data.train.labels[:, k].numpy())
-        result[f"recognised_test_{name}"] = float(balanced_accuracy_score(labels[:, k].numpy(), judge.predict(flat(images))))
+    (images, labels), columns, result = data.test, [data.label_names.index(name) for name in ATTRIBUTES], {}
+    judge = RandomForestClassifier(100, min_samples_leaf=5, class_weight="balanced", random_state=0)   # one for all, it takes minutes
+    judge.fit(flat(data.train.images), data.train.labels[:, columns].numpy())
+    mu, named = vae.encode_images(model, images, labels)[0], judge.predict(flat(images))
+    for i, (name, k) in enumerate(zip(ATTRIBUTES, columns)):
+        result[f"recognised_test_{name}"] = float(balanced_accuracy_score(labels[:, k].numpy(), named[:, i]))
         for word, value in (("on", True), ("off", False)):
             switched = labels.clone()
             switched[:, k] = value
-            result[f"recognised_{word}_{name}"] = float(judge.predict(flat(vae.decode_images(model, mu, switched))).mean())
+            result[f"recognised_{word}_{name}"] = float(judge.predict(flat(vae.decode_images(model, mu, switched)))[:, i].mean())
     return result
 
 

@@ -55,7 +55,7 @@ def write_texts(numbers: dict[str, float]) -> None:
     for path in TEXTS:
         text = fill(path.read_text(), numbers)
         for name, table in TABLES.items():
-            text = re.sub(rf"(<!--{name}-->\n).*?(\n<!--/{name}-->)", lambda m: m[1] + table() + m[2], text, flags=re.S)
+            text = re.sub(rf"(<!--{name}-->\n).*?(<!--/{name}-->)", lambda m: m[1] + table() + "\n" + m[2], text, flags=re.S)
         path.write_text(text)
 
 
