@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 def newest_run() -> Path:
     """The run folder written last. Raises CheckpointError when there is none."""
-    runs = sorted(vae.runs_root().glob("*/model.json"), key=lambda p: p.stat().st_mtime)
+    runs = sorted((p for name in ("model.json", vae.TRAINING) for p in vae.runs_root().glob(f"*/{name}")), key=lambda p: p.stat().st_mtime)
     if not runs:
         raise vae.CheckpointError(f"There is no run in {vae.runs_root()} yet: python train.py makes one.")
     return runs[-1].parent

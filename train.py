@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", metavar="{%s}" % ",".join(vae.PRESETS), help="a named set of choices, which other flags override: the "
                    "assignment's plain VAE, or the best of its size on CIFAR-10 (default assignment)")
     p.add_argument("--out", metavar="DIR", type=Path, help="the run folder to write (default runs/<a name made of the settings>)")
+    p.add_argument("--resume", action="store_true", default=None, help="go on from the last finished epoch of the same command, "
+                   "however it ended; without it the run starts anew")
     sweep = p.add_argument_group("many runs at once")
     sweep.add_argument("--sweep", metavar="FIELD=VALUES", action="append", help="train every combination of the values, like "
                        "latent_dim=2,10,20; give it once for each field, and start it again to go on after a stop, or beside it to help")
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> vae.Run | dict:
     """Parse, train, save; returns the run, or the results of a sweep. Raises VAEError on what the user can mend."""
     given = {k: v for k, v in vars(parser().parse_args(argv)).items() if v is not None}
-    out, preset = given.pop("out", None), given.pop("preset", "assignment")
+    out, preset, resume = given.pop("out", None), given.pop("preset", "assignment"), given.pop("resume", False)
     sweep, trials, prune, study = (given.pop(name, None) for name in ("sweep", "trials", "prune", "study"))
     if preset not in vae.PRESETS:
         raise vae.VAEError(f"--preset must be one of {', '.join(vae.PRESETS)}, not {preset!r}.")
@@ -88,7 +90,9 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
         return Sweep(space, given, typed, data, trials, bool(prune), study).run()
     config = vae.config_for(data, **given)
     out = out or vae.runs_root() / config.run_name
-    run = vae.train_run(config, data, out)
+    run = finished_run(out, config, data) if resume else None
+    if not run:
+        run = vae.train_run(config, data, out, resume=resume)
     for row in run.record["history"]:
         print(f"epoch {row['epoch']:3}  validation: reconstruction {row['val_reconstruction_nats']:9.1f}  "
               f"KL {row['val_kl_nats']:7.1f}  total {row['val_total_nats']:9.1f} nats   {row['seconds']:6.0f} s" +
@@ -97,6 +101,21 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
     print(f"test: reconstruction {test['reconstruction_nats']:.1f} + KL {test['kl_nats']:.1f} = {test['total_nats']:.1f} nats per image, "
           f"MSE {test['mse']:.4f}\nsaved in {out}; next: python evaluate.py --run {out}")
     return run
+
+
+def finished_run(folder: Path, config: vae.Config, data: vae.ImageData) -> vae.Run | None:
+    """The run in a folder, if it is finished. Raises VAEError when it is another one than was asked for: nothing is overwritten."""
+    if not (folder / "model.json").is_file() and not (folder / vae.TRAINING).is_file():
+        return None
+    try:
+        found, record = vae.read_record(folder)
+    except vae.CheckpointError as err:
+        print(f"Passed over: {err}")
+        return None
+    if found != config or record["data"]["fingerprint"] != data.fingerprint:
+        other = [f"{f.name} {getattr(found, f.name)}" for f in dataclasses.fields(found) if getattr(found, f.name) != getattr(config, f.name)]
+        raise vae.VAEError(f"--resume: {folder} holds another run ({', '.join(other) or 'of other images'}): give its settings, or another --out.")
+    return vae.Run(config, *vae.load_checkpoint(folder), "finished before") if "test" in record else None
 
 
 # ── Sweeps ──────────────────────────────────────────────────────────────────────────────────────
@@ -281,11 +300,15 @@ class Sweep:
         config = self.config(trial.params)
         print(f"trial {trial.number}: {in_words(trial.params)}", flush=True)
 
+        reported = 0
+
         def report(history: list[dict]) -> None:
-            row = history[-1]
-            numbers = {key: row[f"val_{key}"] for key in ("reconstruction_nats", "kl_nats")}
-            numbers["total_nats"] = sum(numbers.values())   # val_total_nats is weighted with beta
-            trial.report(numbers[self.goal], row["epoch"])
+            nonlocal reported
+            for row in history[reported:]:   # the last one, and those before a trial that goes on was stopped
+                numbers = {key: row[f"val_{key}"] for key in ("reconstruction_nats", "kl_nats")}
+                numbers["total_nats"] = sum(numbers.values())   # val_total_nats is weighted with beta
+                trial.report(numbers[self.goal], row["epoch"])
+            reported = len(history)
             if not found and row["epoch"] < config.epochs and trial.should_prune():
                 trial.set_user_attr("numbers", numbers | {"seconds": row["seconds"]})
                 raise self.optuna.TrialPruned(f"pruned after epoch {row['epoch']}")

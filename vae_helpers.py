@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import bisect
 import colorsys
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -31,6 +32,7 @@ import platform
 import sys
 import textwrap
 import time
+import uuid
 import warnings
 import zipfile
 from dataclasses import dataclass, field
@@ -69,14 +71,14 @@ def run_script(main: Callable[[], object]) -> None:
     except (VAEError, OSError) as err:   # OSError: a full disk, a folder that may not be written
         print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as err:
-        if "memory" not in str(err):     # torch says "out of memory" or "can't allocate memory"
+    except (RuntimeError, MemoryError) as err:
+        if not isinstance(err, MemoryError) and "memory" not in str(err):   # torch says "out of memory" or "can't allocate memory"
             raise
         print("error: not enough memory for this model and these images: try a smaller width, latent_dim, image_size or "
               "batch_size.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; a run folder keeps the weights of the last finished epoch", file=sys.stderr)
+    except KeyboardInterrupt as err:     # of a training: Stopped
+        print(f"\n{str(err) or 'Stopped.'}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -320,7 +322,7 @@ class ImageData:
 
 SPLIT_SEED = 0           # fixed: every run and every seed sees the same train, validation and test images
 FAST_SIZES = (1024, 256, 256)   # train, validation, test under VAE_FAST=1
-CACHE_VERSION = 2        # raise it when decoding changes, or what a cache file holds
+CACHE_VERSION = 3        # raise it when decoding changes, or what a cache file holds
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -539,9 +541,9 @@ def _decoded(path: Path, files: dict[str, Callable[[], bytes]], labels: Tensor, 
     key = hashlib.sha256(repr((CACHE_VERSION, path.resolve(), stats, size, crop, counts, names)).encode()).hexdigest()
     cache = Path(os.environ.get("VAE_CACHE") or Path.home() / ".cache" / "vae_helpers") / f"{key[:32]}.safetensors"
     try:
-        found = safetensors.torch.load_file(cache)   # memory-mapped
+        found, _ = _load_tensors(cache)   # memory-mapped
         images, good = found["images"], found["good"]
-    except (OSError, safetensors.SafetensorError, KeyError):   # missing, cut short, somebody else's
+    except Exception:   # missing, damaged, somebody else's: safetensors raises many kinds
         pixels, readable, channels = np.empty((len(names), 3, size, size), np.uint8), np.zeros(len(names), bool), 1
         with ThreadPool() as pool:
             decoded = pool.imap(lambda name: _decode(files[name], size, crop), names, chunksize=200)
@@ -552,8 +554,8 @@ def _decoded(path: Path, files: dict[str, Callable[[], bytes]], labels: Tensor, 
         images, good = torch.from_numpy(pixels)[:, :channels].contiguous(), torch.from_numpy(readable)
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(cache, lambda p: safetensors.torch.save_file({"images": images, "good": good}, p))
-        except (OSError, safetensors.SafetensorError) as err:
+            _save_tensors(cache, {"images": images, "good": good})
+        except OSError as err:
             print(f"The decoded images could not be cached in {cache.parent} ({_first_line(err)}); they are decoded again next time.")
     if broken := sorted(n for n, ok in zip(names, good.tolist()) if not ok):
         print(f"{path}: {len(broken)} of {len(files)} files could not be read as images and are skipped: "
@@ -583,13 +585,53 @@ def _decode(read: Callable[[], bytes], size: int, crop: float) -> np.ndarray | N
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write to a temporary file and rename it: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write to a temporary file, wait until it is on the disk, and rename it: whatever happens, path is the old file or the new one.
+
+    Raises OSError, also where safetensors has an error of its own for a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")   # a process id is unique on one machine only
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):   # the name is on the disk, too; Windows and some network drives cannot say so
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        for left in path.parent.glob(".*.tmp"):   # by a process that was killed an hour ago or more
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > 3600:
+                    left.unlink()
+    except safetensors.SafetensorError as err:
+        raise OSError(_first_line(err)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _digest(tensors: dict[str, Tensor], record: str = "") -> str:
+    """SHA-256 of the names, types, shapes and values of tensors, and of a text."""
+    digest = hashlib.sha256(record.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor], record: dict | None = None) -> None:
+    """One file of tensors and a JSON record, with the checksum of both: safetensors itself does not notice a flipped bit."""
+    tensors, text = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(record or {})
+    metadata = {"record": text, "sha256": _digest(tensors, text)}
+    _write_atomically(path, lambda p: safetensors.torch.save_file(tensors, p, metadata))
+
+
+def _load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """What _save_tensors wrote, memory-mapped. Raises ValueError when the checksum does not fit, and what safetensors raises."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118
+    if _digest(tensors, metadata.get("record", "")) != metadata.get("sha256"):
+        raise ValueError("its checksum does not fit")
+    return tensors, json.loads(metadata["record"])
 
 
 def _first_line(err: BaseException) -> str:
@@ -1115,6 +1157,14 @@ class CheckpointError(VAEError):
     """A checkpoint that is missing, damaged, or not for this model."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C in a training; the message says what was saved and how to go on."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback."""
+        return [str(self)]
+
+
 def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0):
     """Yield x and the Output of each 500 uint8 images, without gradients, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -1134,13 +1184,18 @@ def image_losses(model: VAE, images: Tensor, labels: Tensor | None = None, *, se
     return tuple(torch.cat(t).double() for t in zip(*parts))   # on the CPU: MPS knows no float64
 
 
-def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
-        on_epoch: Callable[[list[dict]], None] | None = None) -> list[dict]:
+def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, on_epoch: Callable[[list[dict]], None] | None = None,
+        save: Callable[[list[dict], dict[str, Tensor]], None] | None = None,
+        start: tuple[list[dict], dict[str, Tensor]] | None = None) -> list[dict]:
     """Minimise reconstruction + beta * KL + penalty with Adam; returns the history, one dict an epoch, and draws nothing.
 
     Every loss is in nats per image; KL is the price of the code (code_nats), and total leaves the penalty out. train_* are
-    means over the epoch while the weights still move; val_* are measured after it with the same beta. on_epoch is called with the history so far after every epoch. With
-    config.ema, validation, on_epoch and the caller see the averaged weights.
+    means over the epoch while the weights still move; val_* are measured after it with the same beta. With config.ema,
+    validation, on_epoch and the caller see the averaged weights.
+
+    on_epoch   called with the history so far after every epoch
+    save       called before it with the history and all that start needs to go on from here, on a CPU to the same last bit
+    start      what save was given in a run that was cut off
 
     Raises TrainingDiverged when the loss is not finite.
     """
@@ -1153,9 +1208,25 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
     average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
     order_rng = torch.Generator().manual_seed(config.seed)
     noise_rng = torch.Generator(device).manual_seed(config.seed)
-    history: list[dict] = []
-    start = time.perf_counter()
-    for epoch in range(1, config.epochs + 1):
+    history, state = start or ([], {})
+    history = list(history)
+    if history:
+        part = lambda name: {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}   # noqa: E731
+        model.load_state_dict(part("raw.") or part("model.") if len(history) < config.epochs else part("model."))
+        for i, p in enumerate(model.parameters()):   # the moments in the memory layout of their weights, as Adam makes them
+            optimiser.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(device) for k, v in part(f"adam.{i}.").items()}
+        optimiser.param_groups[0]["lr"] = state["lr"].item()
+        if schedule:
+            schedule.last_epoch = len(history) * steps   # OneCycleLR counts steps in it
+        if average:
+            average.load_state_dict(part("average."))
+        order_rng.set_state(state["order_rng"])
+        if len(state["noise_rng"]) == len(noise_rng.get_state()):
+            noise_rng.set_state(state["noise_rng"])
+        else:                                                    # begun on another kind of device
+            noise_rng.manual_seed(config.seed + len(history))
+    began, seen_last = time.perf_counter() - (history[-1]["seconds"] if history else 0), "nothing"
+    for epoch in range(len(history) + 1, config.epochs + 1):
         model.train()
         sums = torch.zeros(3, device=device)
         batches = _batches(len(images), config, order_rng)
@@ -1179,7 +1250,10 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
             sums += torch.stack([rec.detach(), kl.detach(), extra.detach()]) * len(x)
             seen += len(x)
             if step % 20 == 19 or seen == len(images):         # reading a number waits for the device: not every step
-                rec_mean, kl_mean, _ = (sums / seen).tolist()
+                rec_mean, kl_mean, extra_mean = (sums / seen).tolist()
+                if not math.isfinite(rec_mean + kl_mean + extra_mean):
+                    raise TrainingDiverged(_diverged(config, f"in epoch {epoch}, step {step + 1} of {steps}", seen_last))
+                seen_last = f"reconstruction {rec_mean:,.1f} and KL {kl_mean:,.1f} nats in epoch {epoch}, step {step + 1}"
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
         if average:
@@ -1187,21 +1261,31 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True,
             model.load_state_dict(average.module.state_dict())
         calibrate(model, data.train)
         val = dict(zip(train, (losses.mean().item() for losses in image_losses(model, *data.val))))
-        row = {"epoch": epoch, "seconds": time.perf_counter() - start, "train_penalty": (sums[2] / seen).item()}
+        row = {"epoch": epoch, "seconds": time.perf_counter() - began, "train_penalty": (sums[2] / seen).item()}
         for split, losses in (("train", train), ("val", val)):
             row |= {f"{split}_{k}": v for k, v in losses.items()}
             row[f"{split}_total_nats"] = losses["reconstruction_nats"] + config.beta * losses["kl_nats"]
         if not all(map(math.isfinite, row.values())):
-            raise TrainingDiverged(f"The loss stopped being a finite number in epoch {epoch} (reconstruction "
-                                   f"{row['train_reconstruction_nats']}, KL {row['train_kl_nats']}): try a smaller lr "
-                                   f"than {config.lr:g}.")
+            raise TrainingDiverged(_diverged(config, f"on the validation images of epoch {epoch}", seen_last))
         history.append(row)
+        if save:
+            moments = {f"adam.{i}.{k}": v for i, p in enumerate(model.parameters()) for k, v in optimiser.state[p].items()}
+            states = {"model.": model.state_dict(), "raw.": moving, "average.": average.state_dict()} if average else {"model.": model.state_dict()}
+            save(history, moments | {prefix + k: v for prefix, part in states.items() for k, v in part.items()} | {
+                "lr": torch.tensor(optimiser.param_groups[0]["lr"], dtype=torch.float64),
+                "order_rng": order_rng.get_state(), "noise_rng": noise_rng.get_state()})
         if on_epoch:
             on_epoch(history)
         if average and epoch < config.epochs:
             model.load_state_dict(moving)
     model.eval()
     return history
+
+
+def _diverged(config: Config, where: str, seen_last: str) -> str:
+    mends = [f"a smaller lr than {config.lr:g}", "norm batch" if config.arch == "conv" and config.norm == "none" else "",
+             f"a smaller mmd than {config.mmd:g}" if config.mmd else "", "kl_warmup" if config.beta and not config.kl_warmup else ""]
+    return f"The loss stopped being a finite number {where} (seen last: {seen_last}): try {', or '.join(filter(None, mends))}."
 
 
 def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
@@ -1228,6 +1312,13 @@ def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
     model.sigma.fill_(math.sqrt(max(squared / images.numel(), 1e-8)))
 
 
+# A run folder. While it is trained: one file, TRAINING, replaced after each epoch, from which fit goes on and whose weights
+# load_checkpoint gives. When it is finished: model.safetensors and model.json, and then TRAINING is deleted. At any instant
+# the folder is one or the other, so a kill never leaves weights of one epoch beside the record of another.
+TRAINING = "training.safetensors"
+FORMAT = 2   # of model.json and TRAINING: 1 had no checksums, and is still read
+
+
 def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False) -> Path:
     """Write model.safetensors and model.json (the config and `record`) into a folder; half stores 16-bit weights."""
     folder = Path(folder)
@@ -1235,8 +1326,21 @@ def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None =
     # a codebook stays as it is: rounding could make another code the nearest
     weights = {k: (v.half() if half and not k.startswith("codebook.") else v).contiguous().cpu() for k, v in model.state_dict().items()}
     _write_atomically(folder / "model.safetensors", lambda p: safetensors.torch.save_file(weights, p))
-    write_json(folder / "model.json", {"format": 1, "config": dataclasses.asdict(model.config), **(record or {})})
+    write_record(folder, model.config, {**(record or {}), "weights_sha256": _digest(weights)})
+    (folder / TRAINING).unlink(missing_ok=True)
     return folder
+
+
+def write_record(folder: Path, config: Config, record: dict) -> None:
+    """Write model.json: the format, the config, the record, and the checksum of all of it."""
+    record = {"format": FORMAT, "config": {}} | record | {"format": FORMAT, "config": dataclasses.asdict(config)}
+    record = json.loads(json.dumps(record))   # as it will be read
+    write_json(folder / "model.json", record | {"sha256": _seal(record)})
+
+
+def _seal(record: dict) -> str:
+    """SHA-256 of everything else that a record says."""
+    return hashlib.sha256(json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content) -> None:
@@ -1244,32 +1348,68 @@ def write_json(path: Path, content) -> None:
 
 
 def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
-    """The config and the whole record in a folder's model.json. Raises CheckpointError."""
-    path = Path(folder) / "model.json"
+    """The config and the whole record of a run folder, finished or not. Raises CheckpointError."""
+    training, path = Path(folder) / TRAINING, Path(folder) / "model.json"
+    if training.is_file():
+        return _read_training(Path(folder))[:2]
     if not path.is_file():
         raise CheckpointError(f"There is no run in {folder} (no model.json): name a folder that train.py wrote.")
     try:
         record = json.loads(path.read_text())
-        return Config(**record["config"]), record
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise CheckpointError(f"{path} is damaged or from another program ({_first_line(err)}): train again.") from None
+        config = _config_of(path, record)
+        if record.get("format", 1) > 1 or "sha256" in record:
+            if record.get("sha256") != _seal(record):
+                raise ValueError("it was changed after it was written")
+        return config, record
+    except CheckpointError:
+        raise
+    except Exception as err:   # whatever a file that is not ours can hold
+        raise CheckpointError(f"{path} is damaged or from another program ({_first_line(err)}): copy the run folder again or train again.") from None
+
+
+def _config_of(path: Path, record: dict) -> Config:
+    if record.get("format", 1) > FORMAT:
+        raise CheckpointError(f"{path} was written by a newer version of this project (format {record['format']}, known here: {FORMAT}): update it.")
+    return Config(**record["config"])
+
+
+def _read_training(folder: Path) -> tuple[Config, dict, dict[str, Tensor]]:
+    """The config, the record and the state of a run that is not finished."""
+    path = folder / TRAINING
+    try:
+        state, record = _load_tensors(path)
+        return _config_of(path, record), record, state
+    except CheckpointError:
+        raise
+    except Exception as err:
+        raise CheckpointError(f"{path} is damaged ({_first_line(err)}): delete it, or train again.") from None
 
 
 def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
     """The model in a run folder, on get_device() and ready to use, and its record. Raises CheckpointError."""
     config, record = read_record(folder)
     path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: train again, or copy the whole run folder.")
-    model = build_model(config)
     try:
-        weights = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as err:
+        if (Path(folder) / TRAINING).is_file():
+            path = Path(folder) / TRAINING
+            weights = {k.removeprefix("model."): v for k, v in _read_training(Path(folder))[2].items() if k.startswith("model.")}
+        elif not path.is_file():
+            raise CheckpointError(f"{path} is missing: train again, or copy the whole run folder.")
+        else:
+            weights = safetensors.torch.load_file(path)
+        with torch.device("meta"):   # shapes without memory
+            expected = (VQVAE if config.model == "vq_vae" else VAE)(config).state_dict()
+    except CheckpointError:
+        raise
+    except Exception as err:
         raise CheckpointError(f"{path} is damaged ({_first_line(err)}): copy it again or train again.") from None
-    expected = model.state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
         raise CheckpointError(f"{path} does not fit the {config.arch} architecture in its model.json: the two files are "
                               "from different runs.")
+    if "weights_sha256" in record and path.name != TRAINING and record["weights_sha256"] != _digest(weights):
+        raise CheckpointError(f"{path} is damaged or from another run (its checksum is not the one in model.json): copy the run folder again or "
+                              "train again.")
+    model = build_model(config)
     model.load_state_dict({k: v.float() for k, v in weights.items()})
     return model.eval(), record
 
@@ -1520,31 +1660,60 @@ class Run(NamedTuple):
     origin: str        # "trained now", "your run …", "released weights …"
 
 
-def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None = None, *, progress: bool = True,
+def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None = None, *, progress: bool = True, resume: bool = True,
               on_epoch: Callable[[list[dict]], None] | None = None) -> Run:
     """Build, fit, measure on the test split and save: what train.py and the notebooks both call.
 
-    The folder (default runs_root()/config.run_name) holds the weights of the last finished epoch at any time.
-    on_epoch is called as by fit, after they were saved.
+    The folder (default runs_root()/config.run_name) holds the last finished epoch at any time: a run of the same config and
+    data that was cut off goes on from there, unless resume is False. on_epoch is called as by fit, after the epoch was saved.
+
+    Raises Stopped after Ctrl-C, TrainingDiverged, and OSError when the folder cannot be written.
     """
     folder = Path(folder or runs_root() / config.run_name)
     folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
-    model = build_model(config)
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
-              "hardware": hardware(), "torch": torch.__version__, "parameters": count_parameters(model)}
+              "hardware": hardware(), "torch": torch.__version__}
     if config.conditions:
         record["data"]["conditions"] = list(condition_names(data))
+    model, start = build_model(config), _unfinished(folder, config, data) if resume else None
+    record["parameters"] = count_parameters(model)
+    finished = start[0] if start else []
 
-    def keep(history: list[dict]) -> None:
-        save_checkpoint(model, folder, {**record, "history": history, "seconds": history[-1]["seconds"]})
-        if on_epoch:
-            on_epoch(history)
+    def save(history: list[dict], state: dict[str, Tensor]) -> None:
+        nonlocal finished
+        _save_tensors(folder / TRAINING, state, {"format": FORMAT, "config": dataclasses.asdict(config), **record, "history": history,
+                                                 "seconds": history[-1]["seconds"]})
+        finished = list(history)
 
-    history = fit(model, data, config, progress=progress, on_epoch=keep)
-    record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, *data.test)}
-    save_checkpoint(model, folder, record)
+    try:
+        history = fit(model, data, config, progress=progress, on_epoch=on_epoch, save=save, start=start)
+        record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, *data.test)}
+        save_checkpoint(model, folder, record)
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped. {folder} holds epoch {len(finished)} of {config.epochs}: train.py with --resume, or this cell again, goes on from there; "
+                      f"vae.load_checkpoint({str(folder)!r}) gives the model as it is." if finished else
+                      "Stopped in the first epoch: there is nothing to save yet.") from None
+    except TrainingDiverged as err:
+        kept = f" {folder} keeps epoch {len(finished)}." if finished else ""
+        raise TrainingDiverged(f"{err}{kept}") from None
     return Run(config, model, record, "trained now")
+
+
+def _unfinished(folder: Path, config: Config, data: ImageData) -> tuple[list[dict], dict[str, Tensor]] | None:
+    """History and state of a run of this config and data that was cut off; None where there is none, or another."""
+    if not (folder / TRAINING).is_file():
+        return None
+    try:
+        found, record, state = _read_training(folder)
+    except CheckpointError as err:
+        print(f"Passed over: {err}")
+        return None
+    if found != config or record["data"]["fingerprint"] != data.fingerprint or record["format"] != FORMAT:
+        print(f"Passed over: the unfinished run in {folder} has other settings or images.")
+        return None
+    print(f"{folder}: going on after epoch {len(record['history'])} of {config.epochs}", flush=True)
+    return record["history"], state
 
 
 def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> Run:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -48,12 +47,12 @@ def main() -> None:
         folder = HERE / name
         if config.seed:
             folder.mkdir(exist_ok=True)
-            vae.write_json(folder / "model.json", {"format": 1, "config": asdict(config)} | run.record)
+            vae.write_record(folder, config, run.record)
             continue
         vae.save_checkpoint(run.model, folder, run.record, half=True)
         released, record = vae.load_checkpoint(folder)   # what a reader will load, measured as it is
         record["test_half_precision"] = vae.evaluate(released, data.test.images)
-        vae.write_json(folder / "model.json", record)
+        vae.write_record(folder, config, record)
         if name in MEASURED:
             vae.write_json(folder / "metrics.json", evaluate.main(["--run", f"checkpoints/{name}"]))
         change = record["test_half_precision"]["total_nats"] - record["test"]["total_nats"]
