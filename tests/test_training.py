@@ -391,9 +391,10 @@ def cut(path, keep=0.5):
 
 
 def edit(path, change):
+    """As a run of format 1, which had no checksums, would hold it."""
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps({k: v for k, v in record.items() if k not in ("sha256", "weights_sha256")} | {"format": 1}))
 
 
 @pytest.mark.parametrize("damage", [
@@ -422,6 +423,29 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_sentence(model, tmp_p
     with pytest.raises(vae.CheckpointError) as caught:
         vae.load_checkpoint(run)
     assert str(run) in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda run: (run / "model.json").write_text((run / "model.json").read_text().replace("2.5", "3.5")), "changed after it was written"),
+    (lambda run: flip(run / "model.safetensors", -3), "checksum"),
+    (lambda run: edit_sealed(run / "model.json", {"format": 99}), "newer version")], ids=["a number", "a weight", "from the future"])
+def test_a_changed_or_newer_checkpoint_is_refused_and_no_wrong_number_appears(model, tmp_path, change, says):
+    run = vae.save_checkpoint(model, tmp_path / "run", {"note": 2.5})
+    change(run)
+    with pytest.raises(vae.CheckpointError, match=says) as caught:
+        vae.load_checkpoint(run)
+    assert "\n" not in str(caught.value)
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def edit_sealed(path, values):
+    record = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(record | {"sha256": vae._seal(record)}))
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(model, tmp_path, monkeypatch):
