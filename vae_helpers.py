@@ -1249,10 +1249,10 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
                 average.update_parameters(model)
             sums += torch.stack([rec.detach(), kl.detach(), extra.detach()]) * len(x)
             seen += len(x)
-            if step % 20 == 19 or seen == len(images):         # reading a number waits for the device: not every step
+            if step % 20 == 0 or seen == len(images):          # reading a number waits for the device: not every step
                 rec_mean, kl_mean, extra_mean = (sums / seen).tolist()
                 if not math.isfinite(rec_mean + kl_mean + extra_mean):
-                    raise TrainingDiverged(_diverged(config, f"in epoch {epoch}, step {step + 1} of {steps}", seen_last))
+                    raise TrainingDiverged(_diverged(config, f"in epoch {epoch}", f"step {step + 1} of {steps}; seen last: {seen_last}"))
                 seen_last = f"reconstruction {rec_mean:,.1f} and KL {kl_mean:,.1f} nats in epoch {epoch}, step {step + 1}"
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
@@ -1266,7 +1266,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
             row |= {f"{split}_{k}": v for k, v in losses.items()}
             row[f"{split}_total_nats"] = losses["reconstruction_nats"] + config.beta * losses["kl_nats"]
         if not all(map(math.isfinite, row.values())):
-            raise TrainingDiverged(_diverged(config, f"on the validation images of epoch {epoch}", seen_last))
+            raise TrainingDiverged(_diverged(config, f"in epoch {epoch}", f"on the validation images; seen last: {seen_last}"))
         history.append(row)
         if save:
             moments = {f"adam.{i}.{k}": v for i, p in enumerate(model.parameters()) for k, v in optimiser.state[p].items()}
@@ -1282,10 +1282,10 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
     return history
 
 
-def _diverged(config: Config, where: str, seen_last: str) -> str:
+def _diverged(config: Config, when: str, details: str) -> str:
     mends = [f"a smaller lr than {config.lr:g}", "norm batch" if config.arch == "conv" and config.norm == "none" else "",
              f"a smaller mmd than {config.mmd:g}" if config.mmd else "", "kl_warmup" if config.beta and not config.kl_warmup else ""]
-    return f"The loss stopped being a finite number {where} (seen last: {seen_last}): try {', or '.join(filter(None, mends))}."
+    return f"The loss stopped being a finite number {when} ({details}): try {', or '.join(filter(None, mends))}."
 
 
 def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
