@@ -6,15 +6,18 @@
     python train.py --preset best
     python train.py --sweep latent_dim=2,10,20,50,100 --sweep beta=0.1,1,4,10
     python train.py --sweep lr=1e-4..1e-2 --sweep batch_size=32,64,128 --trials 30
+    torchrun --nproc_per_node=2 train.py --dataset celeba      on several GPUs, or several processors
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import os
 import shlex
 import threading
 import time
@@ -23,6 +26,7 @@ from typing import Iterator, NamedTuple, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 import vae_helpers as vae
 
@@ -81,10 +85,18 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
         raise vae.VAEError(f"--study {study}: the name must end in .db.")
     if out and out.exists() and not out.is_dir():
         raise vae.VAEError(f"--out {out} is a file: name a folder.")
-    data = vae.load_dataset(given.pop("dataset", "cifar10"), data_dir=given.get("data_dir"), or_shapes=not named,
-                            image_size=given.pop("image_size", None), max_images=given.get("max_images"))
+    (rank, world), load = vae.workers(), functools.partial(
+        vae.load_dataset, given.pop("dataset", "cifar10"), data_dir=given.get("data_dir"), or_shapes=not named,
+        image_size=given.pop("image_size", None), max_images=given.get("max_images"))
+    if sweep and world > 1:
+        raise vae.VAEError("A sweep shares its trials through its study: start train.py --sweep several times, without torchrun.")
+    data = load() if rank == 0 else None     # the first process downloads and decodes, then the others find it done
+    if world > 1:
+        torch.distributed.barrier()
+    data = data or load()
     print(f"{data.title}: {len(data.train.images):,} training, {len(data.val.images):,} validation, "
-          f"{len(data.test.images):,} test images of {data.channels}x{data.image_size}x{data.image_size}, on {vae.hardware()}")
+          f"{len(data.test.images):,} test images of {data.channels}x{data.image_size}x{data.image_size}, on {vae.hardware()}"
+          + (f", in {world} processes" if world > 1 else ""))
     if sweep:
         typed = ({"preset": preset} if preset != "assignment" else {}) | typed
         return Sweep(space, given, typed, data, trials, bool(prune), study).run()
@@ -435,5 +447,23 @@ def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> pl
     return fig
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Join the other processes of `torchrun --nproc_per_node=N`, a GPU each; all but the first print nothing. Alone, nothing happens."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    on_gpus = vae.get_device().type == "cuda"
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        with contextlib.redirect_stdout(None) if vae.workers()[0] else contextlib.nullcontext():
+            yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    vae.run_script(main)
+    with together():
+        vae.run_script(main)

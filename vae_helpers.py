@@ -39,16 +39,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
@@ -113,6 +115,27 @@ def get_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """What encoder and decoder multiply in while they train: bfloat16 where the hardware does that itself, else float32.
+
+    $VAE_PRECISION names one of the two. Weights, losses, exp and KL are float32, and so is all that comes after training.
+    """
+    if name := os.environ.get("VAE_PRECISION"):
+        if name not in ("float32", "bfloat16"):
+            raise VAEError(f"VAE_PRECISION must be float32 or bfloat16, not {name!r}.")
+        return getattr(torch, name)
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def workers() -> tuple[int, int]:
+    """This process and how many train together: (0, 1), but under `torchrun --nproc_per_node=N train.py` (0 to N-1, N)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 DATASETS = {"cifar10": 32, "celeba": 64, "mnist": 28, "fashion_mnist": 28, "folder": 64, "shapes": 32}   # own image size
@@ -699,13 +722,16 @@ def to_unit(x: Tensor, config: Config) -> Tensor:
 # ║ Networks                                                                                   ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
-def reparameterize(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def reparameterize(mu: Tensor, logvar: Tensor, noise: torch.Generator | Tensor | None = None) -> Tensor:
     """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through (Kingma & Welling 2014, section 2.4).
 
-    mu, logvar (N, D) → z (N, D). The noise comes from `generator`, which lives on mu's device.
+    mu, logvar (N, D) → z (N, D). noise is eps (N, D) itself, or a generator on mu's device that draws it.
     """
-    eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
-    return mu + torch.exp(0.5 * logvar) * eps
+    return mu + torch.exp(0.5 * logvar) * _normal(mu.shape, noise, mu.device, mu.dtype)
+
+
+def _normal(shape: Sequence[int], noise: torch.Generator | Tensor | None, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    return noise if isinstance(noise, Tensor) else torch.randn(shape, generator=noise, device=device, dtype=dtype)
 
 
 def conditions(config: Config, labels: Tensor | None) -> Tensor | None:
@@ -748,7 +774,7 @@ class LatentHeads(nn.Module):
         self.logvar = nn.Linear(features, latent_dim)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mu(h), self.logvar(h)
+        return self.mu(h).float(), self.logvar(h).float()   # where the layers before were trained in 16 bits, too
 
 
 class Residual(nn.Module):
@@ -849,6 +875,8 @@ class VAE(nn.Module):
         self.config = config
         encoder, decoder = {"conv": (conv_encoder, conv_decoder), "fc": (fc_encoder, fc_decoder)}[config.arch]
         self.encoder, self.decoder = encoder(config), decoder(config)
+        if not config.objective.sampled and config.model != "vq_vae":
+            self.encoder[-1].logvar.requires_grad_(False)   # takes no part
         if config.conditions:
             self.condition_plane = nn.Linear(config.conditions, config.image_size ** 2)
         # of a gaussian p(x|z), on [0, 1]; fit sets it, see calibrate; no other likelihood has one
@@ -866,7 +894,7 @@ class VAE(nn.Module):
 
     def decode_raw(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """z (N, D), c (N, A) → x_raw (N, C, H, W), before the last activation."""
-        return self.decoder(z if c is None else torch.cat([z, c], dim=1))
+        return self.decoder(z if c is None else torch.cat([z, c], dim=1)).float()
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """z (N, D), c (N, A) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
@@ -876,9 +904,9 @@ class VAE(nn.Module):
         """The decoder's last activation: x_raw → x_hat in config.value_range."""
         return torch.tanh(x_raw) if self.config.likelihood == "squared_error" else torch.sigmoid(x_raw)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None, c: Tensor | None = None) -> Output:
+    def forward(self, x: Tensor, noise: torch.Generator | Tensor | None = None, c: Tensor | None = None) -> Output:
         mu, logvar = self.encode(x, c)
-        z = reparameterize(mu, logvar, generator) if self.config.objective.sampled else mu
+        z = reparameterize(mu, logvar, noise) if self.config.objective.sampled else mu
         return Output(self.decode_raw(z, c), mu, logvar, z)
 
 
@@ -974,7 +1002,7 @@ class VQVAE(VAE):
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, C, H, W) → what the encoder says, (N, D), and logvar = -inf, (N, 1), for all of it: a point."""
-        mu = self.encoder(x).flatten(1)
+        mu = self.encoder(x).flatten(1).float()
         return mu, mu.new_full((len(mu), 1), -math.inf)
 
     def vectors(self, z: Tensor) -> Tensor:
@@ -991,15 +1019,16 @@ class VQVAE(VAE):
 
     def decode_raw(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """z (N, D), codes or anything between them → x_raw (N, C, H, W) of the nearest codes."""
-        return self.decoder(self.look_up(self.indices(z)).reshape(len(z), -1, *self.grid))
+        return self.decoder(self.look_up(self.indices(z)).reshape(len(z), -1, *self.grid)).float()
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None, c: Tensor | None = None) -> Output:
+    def forward(self, x: Tensor, noise: torch.Generator | None = None, c: Tensor | None = None) -> Output:
         mu, logvar = self.encode(x)
-        if self.training:
-            self.codebook.update(self.vectors(mu.detach()), generator)
-        indices = self.indices(mu.detach())
+        with torch.autocast(x.device.type, enabled=False):   # in 16 bits another code could be the nearest
+            if self.training:
+                self.codebook.update(self.vectors(mu.detach()), noise)
+            indices = self.indices(mu.detach())
         z = mu + (self.look_up(indices) - mu).detach()
-        return Output(self.decoder(z.reshape(len(z), -1, *self.grid)), mu, logvar, z, indices)
+        return Output(self.decoder(z.reshape(len(z), -1, *self.grid)).float(), mu, logvar, z, indices)
 
 
 def build_model(config: Config) -> VAE:
@@ -1112,14 +1141,14 @@ def code_nats(model: VAE, out: Output) -> Tensor:
     return kl_nats(out.mu, out.logvar) if model.config.objective.sampled else torch.zeros_like(out.mu[:, 0])
 
 
-def penalty(model: VAE, out: Output, generator: torch.Generator | None = None) -> Tensor:
-    """What training adds to reconstruction + beta * KL: the weighted MMD against draws of N(0, I), or a vq_vae's commitment
-    (van den Oord et al. 2017, equation 3, weight 0.25), which keeps the encoder near the codes."""
+def penalty(model: VAE, out: Output, noise: torch.Generator | Tensor | None = None) -> Tensor:
+    """What training adds to reconstruction + beta * KL: the weighted MMD against draws of N(0, I), which are `noise` or come
+    from it, or a vq_vae's commitment (van den Oord et al. 2017, equation 3, weight 0.25), which keeps the encoder near the codes."""
     if model.config.model == "vq_vae":
         return 0.25 * (out.mu - out.z.detach()).square().sum(1).mean()
     if not model.config.mmd:
         return out.z.new_zeros(())
-    return model.config.mmd * mmd(out.z, torch.randn(out.z.shape, generator=generator, device=out.z.device))
+    return model.config.mmd * mmd(out.z, _normal(out.z.shape, noise, out.z.device))
 
 
 def discretised_logistic_nats(mean: Tensor, images: Tensor, scale: float) -> Tensor:
@@ -1197,17 +1226,22 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
     save       called before it with the history and all that start needs to go on from here, on a CPU to the same last bit
     start      what save was given in a run that was cut off
 
-    Raises TrainingDiverged when the loss is not finite.
+    Under torchrun each process trains on its share of every batch, and the losses are those of all; the first one calls save
+    and on_epoch. MMD, the variance of a gaussian likelihood and batch normalisation then see a share of a batch.
+
+    Raises TrainingDiverged when the loss is not finite, VAEError for what cannot be shared.
     """
-    device = model.device
-    images = data.train.images.to(device)                      # uint8: a quarter of float32, small enough to stay
+    device, (rank, world), n = model.device, workers(), len(data.train.images)
+    if world > min(n, len(data.val.images), config.batch_size) or world > 1 and config.model == "vq_vae":
+        raise VAEError("A vq_vae trains in one process: start train.py without torchrun." if config.model == "vq_vae" else
+                       f"{world} processes are more than there are images in a batch, or for validation: name a smaller --nproc_per_node.")
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    steps = len(_batches(len(images), config, torch.Generator()))   # in one epoch
+    steps = len(_batches(n, config, torch.Generator()))   # in one epoch
     schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
         optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
     average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
     order_rng = torch.Generator().manual_seed(config.seed)
-    noise_rng = torch.Generator(device).manual_seed(config.seed)
+    noise_rng = torch.Generator(device).manual_seed(config.seed + 1000 * rank)
     history, state = start or ([], {})
     history = list(history)
     if history:
@@ -1225,23 +1259,44 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
             noise_rng.set_state(state["noise_rng"])
         else:                                                    # begun on another kind of device
             noise_rng.manual_seed(config.seed + len(history))
+    if rank and history:                                         # only the first process's noise was kept
+        noise_rng.manual_seed(config.seed + 1000 * rank + len(history))
+    dtype, here = precision(device), data.train
+    if resident(here, device):
+        here = Split(*(tensor.to(device) for tensor in here))
+    net = DistributedDataParallel(model) if world > 1 else model
+    draw = lambda x: torch.randn(len(x), config.latent_dim, generator=noise_rng, device=device)   # noqa: E731
+
+    def losses(x: Tensor, c: Tensor | None, noise: Tensor | torch.Generator | None, drawn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean reconstruction, price of the code and penalty of one batch; drawn: from N(0, I), for the MMD."""
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            out = net(x, noise, c)
+        return reconstruction_nats(out.x_raw, x, config.likelihood).mean(), code_nats(model, out).mean(), penalty(model, out, drawn)
+
+    compiled = torch.compile(losses, dynamic=False) if compile_pays(config, n, device) else None
     began, seen_last = time.perf_counter() - (history[-1]["seconds"] if history else 0), "nothing"
     for epoch in range(len(history) + 1, config.epochs + 1):
         model.train()
-        sums = torch.zeros(3, device=device)
-        batches = _batches(len(images), config, order_rng)
-        bar = progress_bar(batches, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress)
-        seen = 0
-        for step, indices in enumerate(bar):
-            x = to_input(images[indices.to(device)], config).contiguous(memory_format=torch.channels_last)
-            c = conditions(config, data.train.labels[indices])
-            out = model(x, noise_rng, None if c is None else c.to(device))
-            rec = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
-            kl = code_nats(model, out).mean()
+        sums, seen = torch.zeros(3, device=device), 0
+        batches = _batches(n, config, order_rng)
+        parts = _on_device(here, [indices[rank::world] for indices in batches], device)
+        bar = progress_bar(parts, total=steps, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress or rank > 0)
+        for step, (images, labels) in enumerate(bar):
+            x = to_input(images, config).contiguous(memory_format=torch.channels_last)
+            noise = noise_rng if config.model == "vq_vae" else draw(x) if config.objective.sampled else None
+            inputs = x, conditions(config, labels), noise, draw(x) if config.mmd else None
+            if compiled and len(x) == config.batch_size:         # a last batch of another size is not worth compiling for
+                try:
+                    rec, kl, extra = compiled(*inputs)
+                except Exception as err:                         # no C++ compiler, a version without support for this machine
+                    print(f"torch.compile does not work here ({_first_line(err)}): going on without it.")
+                    compiled = None
+            if not compiled or len(x) != config.batch_size:
+                rec, kl, extra = losses(*inputs)
             progressed = (epoch - 1 + step / steps) / config.kl_warmup if config.kl_warmup else 1.0
+            share = len(x) * world / len(batches[step])          # gradients are averaged over the processes, whatever their shares
             optimiser.zero_grad(set_to_none=True)
-            extra = penalty(model, out, noise_rng)
-            (rec + config.beta * min(1.0, progressed) * kl + extra).backward()
+            (share * (rec + config.beta * min(1.0, progressed) * kl + extra)).backward()
             optimiser.step()
             if schedule:
                 schedule.step()
@@ -1249,37 +1304,95 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
                 average.update_parameters(model)
             sums += torch.stack([rec.detach(), kl.detach(), extra.detach()]) * len(x)
             seen += len(x)
-            if step % 20 == 0 or seen == len(images):          # reading a number waits for the device: not every step
+            if step % 20 == 0 or step == steps - 1:            # reading a number waits for the device: not every step
                 rec_mean, kl_mean, extra_mean = (sums / seen).tolist()
                 if not math.isfinite(rec_mean + kl_mean + extra_mean):
                     raise TrainingDiverged(_diverged(config, f"in epoch {epoch}", f"step {step + 1} of {steps}; seen last: {seen_last}"))
                 seen_last = f"reconstruction {rec_mean:,.1f} and KL {kl_mean:,.1f} nats in epoch {epoch}, step {step + 1}"
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
-        train = dict(zip(("reconstruction_nats", "kl_nats"), (sums / seen).tolist()))
+        sums = over_all(sums) / n
+        train = dict(zip(("reconstruction_nats", "kl_nats"), sums.tolist()))
         if average:
             moving = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average.module.state_dict())
+        if world > 1:
+            for buffer in model.buffers():                       # running means of different shares
+                dist.broadcast(buffer, 0)
         calibrate(model, data.train)
-        val = dict(zip(train, (losses.mean().item() for losses in image_losses(model, *data.val))))
-        row = {"epoch": epoch, "seconds": time.perf_counter() - began, "train_penalty": (sums[2] / seen).item()}
-        for split, losses in (("train", train), ("val", val)):
-            row |= {f"{split}_{k}": v for k, v in losses.items()}
-            row[f"{split}_total_nats"] = losses["reconstruction_nats"] + config.beta * losses["kl_nats"]
+        found = image_losses(model, *(tensor[rank::world] for tensor in data.val), seed=rank)
+        val = dict(zip(train, (over_all(torch.stack([values.sum() for values in found])) / len(data.val.images)).tolist()))
+        row = {"epoch": epoch, "seconds": time.perf_counter() - began, "train_penalty": sums[2].item()}
+        for split, means in (("train", train), ("val", val)):
+            row |= {f"{split}_{k}": v for k, v in means.items()}
+            row[f"{split}_total_nats"] = means["reconstruction_nats"] + config.beta * means["kl_nats"]
         if not all(map(math.isfinite, row.values())):
             raise TrainingDiverged(_diverged(config, f"in epoch {epoch}", f"on the validation images; seen last: {seen_last}"))
         history.append(row)
-        if save:
+        if save and rank == 0:
             moments = {f"adam.{i}.{k}": v for i, p in enumerate(model.parameters()) for k, v in optimiser.state[p].items()}
             states = {"model.": model.state_dict(), "raw.": moving, "average.": average.state_dict()} if average else {"model.": model.state_dict()}
             save(history, moments | {prefix + k: v for prefix, part in states.items() for k, v in part.items()} | {
                 "lr": torch.tensor(optimiser.param_groups[0]["lr"], dtype=torch.float64),
                 "order_rng": order_rng.get_state(), "noise_rng": noise_rng.get_state()})
-        if on_epoch:
+        if on_epoch and rank == 0:
             on_epoch(history)
         if average and epoch < config.epochs:
             model.load_state_dict(moving)
     model.eval()
     return history
+
+
+def compile_pays(config: Config, images: int, device: torch.device) -> bool:
+    """Whether torch.compile saves more time in this run than it takes, some 15 seconds; $VAE_COMPILE=1 or 0 decides otherwise.
+
+    benchmarks/ measures it: in bfloat16 on a CPU the steps between the convolutions are what is left to save. By the length of
+    the run and not by a stopwatch, so that the same command gives the same numbers.
+    """
+    if config.model == "vq_vae" or workers()[1] > 1:   # the codebook's step depends on its values
+        return False
+    if "VAE_COMPILE" in os.environ:
+        return switched_on("VAE_COMPILE")
+    return device.type == "cpu" and precision(device) == torch.bfloat16 and config.epochs * images >= 400_000
+
+
+def over_all(sums: Tensor) -> Tensor:
+    """The sum over the processes that train together."""
+    if workers()[1] == 1:
+        return sums
+    there = sums.to(get_device())   # NCCL adds on GPUs only
+    dist.all_reduce(there)
+    return there.to(sums.device)
+
+
+def _on_device(split: Split, batches: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images, uint8, and labels of each batch of indices, on the device.
+
+    A split that is there already is gathered there. One in memory, or mapped from a file, is gathered by a thread: the next
+    batch while this one is trained on.
+    """
+    if split.images.device.type != "cpu":
+        for indices in torch.cat(list(batches)).to(split.images.device).split([len(indices) for indices in batches]):
+            yield split.images[indices], split.labels[indices]
+        return
+    images, labels = (tensor.numpy() for tensor in split)
+
+    def gather(indices: Tensor) -> tuple[Tensor, ...]:
+        # by NumPy: in a second thread PyTorch would start a second team of threads, which fights with the first
+        parts = [torch.from_numpy(np.take(array, indices.numpy(), axis=0)) for array in (images, labels)]
+        return tuple(part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part.to(device) for part in parts)
+
+    with ThreadPool(1) as pool:
+        coming = pool.apply_async(gather, (batches[0],))
+        for indices in batches[1:]:
+            ready, coming = coming.get(), pool.apply_async(gather, (indices,))
+            yield ready
+        yield coming.get()
+
+
+def resident(split: Split, device: torch.device) -> bool:
+    """Whether all images stay on the device that trains: it is an accelerator, and they fill no more than half of what is free there."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    return device.type != "cpu" and split.images.nbytes < free / 2
 
 
 def _diverged(config: Config, when: str, details: str) -> str:
@@ -1289,10 +1402,12 @@ def _diverged(config: Config, when: str, details: str) -> str:
 
 
 def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
-    """The indices of n images, shuffled, in batches. One left over is joined to others: it has no variance to normalise by, and no MMD."""
+    """The indices of n images, shuffled, in batches. Too few at the end are joined to others: each process needs one, and one
+    image has no variance to normalise by, and no MMD."""
     batches = list(torch.randperm(n, generator=generator).split(config.batch_size))
-    if (config.norm == "batch" or config.mmd) and len(batches[-1]) == 1:
-        if n == 1:
+    least = 2 if config.norm == "batch" or config.mmd else 1
+    if len(batches[-1]) < least * workers()[1]:
+        if len(batches) == 1:
             raise VAEError("Batch normalisation and MMD need at least 2 training images: add images, or use norm none and model vae.")
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -1671,9 +1786,11 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     """
     folder = Path(folder or runs_root() / config.run_name)
     folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
+    dtype, compiled = precision(get_device()), compile_pays(config, len(data.train.images), get_device())
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
-              "hardware": hardware(), "torch": torch.__version__}
+              "hardware": hardware(), "torch": torch.__version__, "precision": str(dtype).removeprefix("torch."), "compiled": compiled,
+              "processes": workers()[1]}
     if config.conditions:
         record["data"]["conditions"] = list(condition_names(data))
     model, start = build_model(config), _unfinished(folder, config, data) if resume else None
@@ -1689,7 +1806,8 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     try:
         history = fit(model, data, config, progress=progress, on_epoch=on_epoch, save=save, start=start)
         record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, *data.test)}
-        save_checkpoint(model, folder, record)
+        if workers()[0] == 0:
+            save_checkpoint(model, folder, record)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped. {folder} holds epoch {len(finished)} of {config.epochs}: train.py with --resume, or this cell again, goes on from there; "
                       f"vae.load_checkpoint({str(folder)!r}) gives the model as it is." if finished else
