@@ -22,13 +22,15 @@ import shlex
 import threading
 import time
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Iterator, NamedTuple, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 import vae_helpers as vae
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = {"int": int, "int | None": int, "float": float, "float | None": float}   # of Config's fields, by annotation; the others are text
 
@@ -402,7 +404,7 @@ class Sweep:
         return shlex.join(["python", "train.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))])
 
 
-def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> plt.Figure:
+def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> Figure:
     """Rate (KL) against distortion of named runs, and both against latent_dim where that was swept.
 
     Each result holds the swept fields, kl_nats and reconstruction_nats. A colour joins the runs that differ in one field only
@@ -415,6 +417,7 @@ def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> pl
         groups.setdefault(", ".join(f"{field} {text(r[field])}" for field in swept if field != along), {})[name] = r
     named = len(groups) > 10
     panels = ("rate", "reconstruction_nats", "kl_nats") if along == "latent_dim" else ("rate",)
+    import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels) + 1.2, 4), layout="constrained", squeeze=False)
     for colour, (label, group) in enumerate(groups.items()):
         style = {"marker": "o", "ms": 5, "ls": "" if named else "-", "color": "C0" if named else f"C{colour}", "label": label}

@@ -39,9 +39,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -53,6 +52,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 RELEASED = HERE / "checkpoints"
@@ -462,7 +464,7 @@ def _load_folder(data_dir: str | os.PathLike | None, size: int) -> ImageData:
 def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
     """A folder or zip of images: flat, <class>/… or {train,test}/<class>/…, in any common top folder."""
     files = _open(path)
-    parts = {n: n.split("/") for n in files if Path(n).suffix.lower() in IMAGE_SUFFIXES}
+    parts = {n: n.split("/") for n in files if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES}   # pathlib takes a second for 60,000
     while len({p[0] for p in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
         parts = {n: p[1:] for n, p in parts.items()}   # a folder that holds everything says nothing
     known = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
@@ -2157,6 +2159,12 @@ def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
 # ║ Plots                                                                                      ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
+def _subplots(*args, **options):
+    """matplotlib.pyplot.subplots."""
+    import matplotlib.pyplot as plt   # here, so that a training starts half a second earlier
+    return plt.subplots(*args, **options)
+
+
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """Images (N, C, H, W), uint8 or float in [0, 1] → one picture, uint8 (height, width, 3), on white."""
     images = as_unit(images)
@@ -2164,11 +2172,11 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.n
     return (grid.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()   # (3, H, W) → (H, W, 3)
 
 
-def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] = (), cell: float = 0.72) -> plt.Figure:
+def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] = (), cell: float = 0.72) -> Figure:
     """One labelled strip of images (n, C, H, W) per entry; cell is the width of one image in inches."""
     n = max(len(images) for images in rows.values())
     longest = max(len(line) for label in rows for line in label.split("\n"))
-    fig, axes = plt.subplots(len(rows), 1, figsize=(cell * n + max(1.6, 0.1 * longest), (cell + 0.05) * len(rows) + 0.7), squeeze=False,
+    fig, axes = _subplots(len(rows), 1, figsize=(cell * n + max(1.6, 0.1 * longest), (cell + 0.05) * len(rows) + 0.7), squeeze=False,
                              layout="compressed", gridspec_kw={"hspace": 0.02})   # constrained, for images of a fixed shape
     for ax, (label, images) in zip(axes[:, 0], rows.items()):
         ax.imshow(image_grid(images), interpolation="nearest")
@@ -2183,19 +2191,19 @@ def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] 
     return fig
 
 
-def plot_grid(images: Tensor, title: str, columns: int = 8, cell: float = 0.72) -> plt.Figure:
+def plot_grid(images: Tensor, title: str, columns: int = 8, cell: float = 0.72) -> Figure:
     """Images (N, C, H, W) as one grid."""
     columns = min(columns, len(images))
-    fig, ax = plt.subplots(figsize=(cell * columns, cell * math.ceil(len(images) / columns) + 0.4), layout="constrained")
+    fig, ax = _subplots(figsize=(cell * columns, cell * math.ceil(len(images) / columns) + 0.4), layout="constrained")
     ax.imshow(image_grid(images, columns), interpolation="nearest")
     ax.axis("off")
     fig.suptitle(title)
     return fig
 
 
-def plot_history(histories: dict[str, list[dict]], title: str) -> plt.Figure:
+def plot_history(histories: dict[str, list[dict]], title: str) -> Figure:
     """Reconstruction, KL and their weighted sum over the epochs: validation solid, training dashed."""
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    fig, axes = _subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for colour, (label, history) in enumerate(histories.items()):
         epochs = [row["epoch"] for row in history]
         for ax, part in zip(axes, ("reconstruction", "kl", "total")):
@@ -2211,19 +2219,19 @@ def plot_history(histories: dict[str, list[dict]], title: str) -> plt.Figure:
     return fig
 
 
-def plot_reconstructions(models: dict[str, VAE], images: Tensor, title: str) -> plt.Figure:
+def plot_reconstructions(models: dict[str, VAE], images: Tensor, title: str) -> Figure:
     """Originals over each model's x_hat(mu)."""
     rows = {"original": images} | {name: decode_images(m, encode_images(m, images)[0]) for name, m in models.items()}
     return plot_rows(rows, title)
 
 
-def plot_samples(models: dict[str, VAE], z: Tensor, title: str) -> plt.Figure:
+def plot_samples(models: dict[str, VAE], z: Tensor, title: str) -> Figure:
     """What each model decodes from the same latents (n, D)."""
     return plot_rows({name: decode_images(model, z) for name, model in models.items()}, title)
 
 
 def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: tuple[Tensor, Tensor] | None = None,
-                                title: str = "Interpolation in latent space") -> plt.Figure:
+                                title: str = "Interpolation in latent space") -> Figure:
     """Show what interpolate_images gave, or several such strips by name, with the two originals at the ends.
 
     images (num, C, H, W) in [0, 1], or a dict of them; originals: the two images (C, H, W) that were handed in.
@@ -2238,7 +2246,7 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
     return plot_rows(rows, title, labels)
 
 
-def plot_manifold(model: VAE, title: str, n: int = 20) -> plt.Figure:
+def plot_manifold(model: VAE, title: str, n: int = 20) -> Figure:
     """Everything a model with latent_dim 2 draws: an n x n grid of equally probable places of N(0, I), through the inverse of its
     distribution function (Kingma & Welling 2014, appendix A). Raises VAEError for other models."""
     if model.config.latent_dim != 2 or model.config.conditions or model.config.model == "vq_vae":
@@ -2257,11 +2265,13 @@ def plot_manifold(model: VAE, title: str, n: int = 20) -> plt.Figure:
     return fig
 
 
-def plot_scatter(points: Tensor, classes: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]) -> plt.Figure:
+def plot_scatter(points: Tensor, classes: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]) -> Figure:
     """Points (N, 2), each in the colour of its class (N,); from 2 to 20 classes are named."""
-    fig, ax = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
+    from matplotlib import colormaps
+    fig, ax = _subplots(figsize=(7.2, 5.4), layout="constrained")
+    colors = colormaps["tab10" if len(names) <= 10 else "tab20"]
     for k, name in enumerate(names):
-        ax.scatter(*points[classes == k].T, s=4, alpha=0.6, linewidths=0, color=plt.get_cmap("tab10" if len(names) <= 10 else "tab20")(k % 20), label=name)
+        ax.scatter(*points[classes == k].T, s=4, alpha=0.6, linewidths=0, color=colors(k % 20), label=name)
     ax.set(xlabel=axes[0], ylabel=axes[1])
     ax.set_aspect("equal", adjustable="datalim")
     if 2 <= len(names) <= 20:
@@ -2270,7 +2280,7 @@ def plot_scatter(points: Tensor, classes: Tensor, names: Sequence[str], title: s
     return fig
 
 
-def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6, seed: int = 0) -> plt.Figure:
+def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6, seed: int = 0) -> Figure:
     """What a conditional model draws: one latent per row, one class per column, up to ten."""
     shown = min(len(names), 10)
     z = sample_latents(latents, model.config.latent_dim, seed=seed)
@@ -2279,7 +2289,7 @@ def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6,
     return plot_rows(rows, title, [textwrap.fill(name, 11, break_on_hyphens=False) for name in names[:shown]])
 
 
-def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[str], attributes: Sequence[str], title: str) -> plt.Figure:
+def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[str], attributes: Sequence[str], title: str) -> Figure:
     """The same codes decoded with one attribute switched off and on: images (n, C, H, W), labels (n, A), of a conditional model."""
     mu, _ = encode_images(model, images, labels)
     rows = {"original": as_unit(images), "reconstruction": decode_images(model, mu, labels)}
@@ -2292,9 +2302,9 @@ def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[
 
 
 def plot_curves(curves: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str,
-                reference: dict[str, float] | None = None) -> plt.Figure:
+                reference: dict[str, float] | None = None) -> Figure:
     """Named curves (xs, ys), with named horizontal lines for comparison."""
-    fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    fig, ax = _subplots(figsize=(6.5, 3.6), layout="constrained")
     for name, (xs, ys) in curves.items():
         ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
@@ -2308,16 +2318,16 @@ def plot_curves(curves: dict[str, tuple[Sequence[float], Sequence[float]]], titl
 
 
 def plot_along_path(curves: dict[str, Tensor], title: str, ylabel: str, reference: dict[str, float] | None = None,
-                    steps: bool = False) -> plt.Figure:
+                    steps: bool = False) -> Figure:
     """One number per position t on the way from 0 to 1, or per step between two positions, with named horizontal lines."""
     at = lambda n: (np.arange(n) + 0.5) / n if steps else np.linspace(0, 1, n)   # noqa: E731
     return plot_curves({name: (at(len(values)), values) for name, values in curves.items()}, title,
                        "t, from image A (0) to image B (1)", ylabel, reference)
 
 
-def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.Figure:
+def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figure:
     """Where q(z) lies against N(0, I): mean and spread of each dimension, its KL, and the norms of codes and prior."""
-    fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
+    fig, axes = _subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
     order = posterior.kl_nats.argsort(descending=True)
     dims = np.arange(len(order))
     axes[0].bar(dims, posterior.kl_nats[order].numpy(), width=1)
@@ -2338,12 +2348,12 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> plt.F
 
 
 def plot_rate_distortion(results: dict[str, dict[str, float]], title: str, others: dict[str, dict[str, float]] | None = None,
-                         distortion: str = "reconstruction_nats") -> plt.Figure:
+                         distortion: str = "reconstruction_nats") -> Figure:
     """Rate (KL) against distortion of several models, named at their points; `others` are not joined by the line.
 
     distortion is a key of evaluate's result: nats of one likelihood cannot be compared with those of another, mse can.
     """
-    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    fig, ax = _subplots(figsize=(6, 4), layout="constrained")
     points = lambda group: sorted((r["kl_nats"], r[distortion], name) for name, r in group.items())   # noqa: E731
     ax.plot(*zip(*[p[:2] for p in points(results)]), "o-", color="C0")
     for rate, value, name in points(results):

@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE.parent / "benchmarks")]
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import gallery  # noqa: E402
+import speed  # noqa: E402
 import vae_helpers as vae  # noqa: E402
 
 CHECKPOINTS = HERE.parent / "checkpoints"
@@ -64,6 +65,11 @@ def metrics(name: str) -> dict:
     return json.loads((CHECKPOINTS / name / "metrics.json").read_text())
 
 
+def benchmark() -> dict:
+    """What benchmarks/speed.py measured last."""
+    return json.loads((HERE.parent / "benchmarks" / "speed.json").read_text())
+
+
 def quality_table() -> str:
     """README's table of what evaluate.py measures, a row for each of MEASURED."""
     rows = []
@@ -93,7 +99,8 @@ def ablation_table() -> str:
     return vae.markdown_table(rows)
 
 
-TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, **gallery.TABLES}   # what the texts call them
+TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, "speed": lambda: speed.table(benchmark()),
+          **gallery.TABLES}   # what the texts call them
 
 
 def recorded() -> dict[str, float]:
@@ -125,6 +132,8 @@ def recorded() -> dict[str, float]:
         numbers |= {f"gallery.{name}.{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         numbers |= {f"gallery.{name}.{k}_percent": 100 * v for k, v in values.items() if k.startswith("recognised")}
     numbers["gallery.minutes"] = sum(values["seconds"] for name, values in gallery.measured().items() if name in gallery.FAMILY) / 60
+    numbers |= {f"speed.{k}": v for k, v in benchmark().items() if isinstance(v, (int, float))}
+    numbers |= {f"speed.gemm.{k}": v / 1e9 for k, v in benchmark()["gemm_flops"].items()}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
     return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 

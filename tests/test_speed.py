@@ -169,3 +169,10 @@ def test_what_cannot_be_shared_is_refused(monkeypatch, tmp_path, flags, message)
     out = [] if "--sweep" in flags else ["--out", str(tmp_path)]
     with pytest.raises(vae.VAEError, match=message):
         script.main(["--dataset", "shapes", "--max_images", "300", *out, *flags])
+
+
+# ── Start ───────────────────────────────────────────────────────────────────────────────────────
+
+def test_a_start_imports_no_library_that_training_does_not_use():
+    code = "import sys, train; print([m for m in ('matplotlib', 'sklearn', 'torchvision', 'torchmetrics', 'optuna', 'ipywidgets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
