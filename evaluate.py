@@ -375,10 +375,10 @@ def main(argv: list[str] | None = None) -> dict:
     """Parse, measure, write; returns what metrics.json holds. Raises VAEError on what the user can mend."""
     args = parser().parse_args(argv)
     for name, least in (("num_samples", 1), ("num_interpolations", 2), ("num_frechet", 1), ("components", 1)):
-        if getattr(args, name) < least:
-            raise vae.VAEError(f"--{name} must be at least {least}, not {getattr(args, name)}.")
+        if not vae.whole_number(getattr(args, name), least):
+            raise vae.VAEError(f"--{name} must be a whole number from {least} to {vae.LARGEST:,}, not {vae.shown(getattr(args, name))}.")
     if abs(args.seed) >= 2 ** 63:
-        raise vae.VAEError(f"--seed must be a whole number of at most 63 bits, not {args.seed}.")
+        raise vae.VAEError(f"--seed must be a whole number of at most 63 bits, not {vae.shown(args.seed)}.")
     if args.fid is not None and args.quick:
         raise vae.VAEError("--fid is one of the long measures that --quick leaves out: give one of the two.")
     inception = None if args.fid is None else Inception(args.fid or None)   # fails before the long part
@@ -399,6 +399,8 @@ def main(argv: list[str] | None = None) -> dict:
     out.mkdir(parents=True, exist_ok=True)
 
     n, (test, labels) = args.num_samples, data.test
+    pictures = 3 * n + 100 * args.num_interpolations   # samples and midpoints; enlarged, those on the way
+    vae.need_memory(8 * pictures * test[0].numel(), f"{n:,} samples and {args.num_interpolations:,} images on the way")   # float32, twice
     mu, _ = vae.encode_images(model, test, labels)
     copies = vae.decode_images(model, mu, labels)
     originals, reconstructions = test[:n], copies[:n]

@@ -24,11 +24,14 @@ import colorsys
 import contextlib
 import dataclasses
 import hashlib
+import functools
+import inspect
 import io
 import json
 import math
 import os
 import platform
+import shutil
 import sys
 import textwrap
 import time
@@ -140,6 +143,105 @@ def workers() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+# ── What a public function checks at its door ──
+# The name of an argument means the same everywhere (see Conventions), so one table serves all functions. Of the tensors of a training step
+# only types and shapes are looked at: for their values a GPU would have to be waited for.
+
+LARGEST = 2 ** 31 - 1   # of whole numbers: what PyTorch and its libraries count with
+
+
+def whole_number(value, low: int = 1, high: int = LARGEST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def real_number(value, low: float = -math.inf) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and max(low, -sys.float_info.max) <= value <= sys.float_info.max
+
+
+def shown(value) -> str:
+    """A wrong value in a few words."""
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else textwrap.shorten(repr(value), 80)
+
+
+def _floats(value, dims: int = 1, finite: bool = False) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= dims and value.numel() > 0 and not (
+        finite and not value.isfinite().all())
+
+
+def _pictures(value) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 2 and value.numel() > 0 and (
+        value.dtype == torch.uint8 or value.is_floating_point() and bool(((value >= 0) & (value <= 1)).all()))
+
+
+def _ascending(value) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(real_number, value)) and value[0] < value[1]
+
+
+def _levels(value) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 2 and value.shape[1] == len(SHAPE_FACTORS) and bool(
+        ((value >= 0) & (value < torch.tensor(list(SHAPE_FACTORS.values())))).all())
+
+
+ARGUMENTS = {name: (good, wanted) for names, good, wanted in (
+    ("config", lambda v: isinstance(v, Config), "a Config"),
+    ("model", lambda v: isinstance(v, VAE), "a model, like those of build_model and load_checkpoint"),
+    ("data", lambda v: isinstance(v, ImageData), "what load_dataset gives"),
+    ("density", lambda v: isinstance(v, Density), "what fit_density gives"),
+    ("images tuning corners x_hat", _pictures, "images (..., C, H, W), uint8 from 0 to 255 or float from 0 to 1"),
+    ("image_a image_b", lambda v: _pictures(v) and v.ndim == 3, "a single image (C, H, W), uint8 from 0 to 255 or float from 0 to 1"),
+    ("x x_raw mu logvar mean", partial(_floats, dims=2), "a tensor of floats with one row for each image"),
+    ("a b", _floats, "a tensor of floats"),
+    ("z z_a z_b path real fake", partial(_floats, finite=True), "a tensor of finite floats"),
+    ("labels tuning_labels has_attribute", lambda v: isinstance(v, Tensor) and v.ndim in (1, 2) and not v.is_complex() and bool(v.isfinite().all()),
+     "a tensor (N,) or (N, A)"),
+    ("factors", _levels, "whole numbers (N, 7) from 0 to below those of SHAPE_FACTORS"),
+    ("n k components decoded_at_once latents latent_dim columns max_images parameters", whole_number, f"a whole number from 1 to {LARGEST:,}"),
+    ("num num_interpolations", lambda v: whole_number(v, 2), "a whole number of at least 2 (the two ends)"),
+    ("image_size", lambda v: whole_number(v, 2, 4096), "a whole number from 2 to 4096"),
+    ("seed", lambda v: whole_number(v, 1 - 2 ** 63, 2 ** 63 - 1), "a whole number of at most 63 bits"),
+    ("z_range", _ascending, "two numbers, the lower first, like (-2, 2)"),
+    ("radius temperature", lambda v: real_number(v, 0), "a number of at least 0"),
+    ("scale", lambda v: real_number(v) and v > 0, "a number above 0"),
+    ("epsilon", lambda v: real_number(v) and 0 < v < 1, "a number between 0 and 1"),
+    ("method", lambda v: isinstance(v, str) and v in METHODS, "'linear' or 'spherical'"),
+    ("likelihood", lambda v: isinstance(v, str) and v in LIKELIHOODS, "bernoulli, squared_error or gaussian"),
+    ("folder data_dir", lambda v: isinstance(v, (str, os.PathLike)), "the name of a folder"),
+) for name in names.split()}
+ALIKE = (("mu", "logvar"), ("z_a", "z_b"), ("image_a", "image_b"), ("x_raw", "x"), ("mean", "images"), ("x_hat", "images"))   # in shape
+
+
+def checked(function: Callable) -> Callable:
+    """Check the arguments of a function by their names, see ARGUMENTS and ALIKE. Raises VAEError; None passes where it is the default."""
+    signature = inspect.signature(function)
+    known = {name: ARGUMENTS[name] for name in signature.parameters if name in ARGUMENTS}
+    optional = {name for name, p in signature.parameters.items() if p.default is None}
+    alike = [pair for pair in ALIKE if known.keys() >= set(pair)]
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling():   # a training step, checked when it was not compiled
+            return function(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        for name, (good, wanted) in known.items():
+            if name in given and not (given[name] is None and name in optional) and not good(given[name]):
+                raise VAEError(f"{function.__name__}: {name} must be {wanted}, not {shown(given[name])}.")
+        for one, other in alike:
+            if given[one].shape != given[other].shape or given[one].dtype != given[other].dtype and other != "images":
+                raise VAEError(f"{function.__name__}: {one} and {other} must be alike, not {shown(given[one])} and {shown(given[other])}.")
+        return function(*args, **kwargs)
+
+    return call
+
+
+def need_memory(size: float, what: str) -> None:
+    """Raise VAEError where so many bytes are more than this machine has: it would not say so, but kill the process."""
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if size > has:
+        raise VAEError(f"{what} would need {size / 2 ** 30:,.0f} GiB of memory, and this machine has {has / 2 ** 30:,.0f}: try a smaller width, "
+                       "latent_dim, image_size or number of images.")
+
+
+LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
 DATASETS = {"cifar10": 32, "celeba": 64, "mnist": 28, "fashion_mnist": 28, "folder": 64, "shapes": 32}   # own image size
 
 
@@ -200,7 +302,7 @@ class Config:
 
     likelihood: str | None = option(None, "bernoulli: binary cross-entropy on [0, 1]; squared_error: ||x - x_hat||^2 on "
                                     "[-1, 1]; gaussian: on [0, 1] with the best single sigma; when not given, squared_error for celeba and "
-                                    "for wae, bernoulli for the others", ("bernoulli", "squared_error", "gaussian"))
+                                    "for wae, bernoulli for the others", LIKELIHOODS)
     beta: float | None = option(None, "weight of the KL term; when not given the model's own: 1 (the ELBO), beta_vae 4, info_vae 0")
     mmd: float | None = option(None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given the model's "
                                "own: info_vae 1000, wae 10 (on celeba 100)")
@@ -216,17 +318,18 @@ class Config:
     seed: int = option(0, "seeds the weights, the order of the images and the noise")
 
     def __post_init__(self):
+        optional = {f.name for f in dataclasses.fields(self) if f.default is None}
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and not (value is None and f.name in optional) and (type(value) not in (str, int) or value not in choices):
+                raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {shown(value)}.")
         if self.likelihood is None:
             self._set(likelihood="squared_error" if self.dataset == "celeba" or self.model == "wae" else "bernoulli")
         if self.data_dir is not None and self.dataset != "folder":
             raise VAEError(f"data_dir is for dataset folder: for {self.dataset} set VAE_DATA to the folder that holds it.")
         if self.image_size is None:
-            self._set(image_size=DATASETS.get(self.dataset))
-        for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            if choices and value not in choices:
-                raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
-        if self.beta is None or self.beta == 1 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
+            self._set(image_size=DATASETS[self.dataset])
+        if self.beta is None or self.beta == 1.0 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
             self._set(beta=self.objective.beta)
         if self.beta != self.objective.beta and not self.objective.sampled:
             raise VAEError(f"beta weighs the KL of a sampled z, and model {self.model} has none: leave beta out, or train model beta_vae.")
@@ -236,20 +339,18 @@ class Config:
             raise VAEError(f"codebook is for model vq_vae, not {self.model}: leave it out.")
         if self.mmd is None:
             self._set(mmd=100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd)
-        at_least_1 = [(name, int, lambda v: v >= 1, "a whole number of at least 1") for name in
-                      ("latent_dim", "epochs", "batch_size", "width", "depth", "max_images", "codebook")]
-        for name, kind, good, wanted in (*at_least_1, ("image_size", int, lambda v: v >= 2, "a whole number of at least 2"),
-                                         ("seed", int, lambda v: abs(v) < 2 ** 63, "a whole number of at most 63 bits"),
-                                         ("lr", (int, float), lambda v: 0 < v < math.inf, "a number above 0"),
-                                         ("beta", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
-                                         ("mmd", (int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
-                                         ("ema", (int, float), lambda v: 0 <= v < 1, "a number from 0 to below 1"),
-                                         ("residual", int, lambda v: v >= 0, "a whole number of at least 0"),
-                                         ("conditions", int, lambda v: v >= 0, "a whole number of at least 0"),
-                                         ("kl_warmup", int, lambda v: v >= 0, "a whole number of at least 0")):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, kind) and good(value)):
-                raise VAEError(f"{name} must be {wanted}, not {value!r}.")
+        for name, low, high in (*((name, 1, LARGEST) for name in ("latent_dim", "epochs", "batch_size", "width", "max_images", "codebook")),
+                                ("depth", 1, 31), ("image_size", 2, 4096), ("residual", 0, 100), ("conditions", 0, LARGEST), ("kl_warmup", 0, LARGEST)):
+            if not (getattr(self, name) is None and name in optional) and not whole_number(getattr(self, name), low, high):
+                raise VAEError(f"{name} must be a whole number from {low} to {high:,}, not {shown(getattr(self, name))}.")
+        for name, good, wanted in (("seed", lambda v: whole_number(v, 1 - 2 ** 63, 2 ** 63 - 1), "a whole number of at most 63 bits"),
+                                   ("lr", lambda v: real_number(v) and v > 0, "a number above 0"),
+                                   ("beta", lambda v: real_number(v, 0), "a number of at least 0"),
+                                   ("mmd", lambda v: real_number(v, 0), "a number of at least 0"),
+                                   ("ema", lambda v: real_number(v, 0) and v < 1, "a number from 0 to below 1"),
+                                   ("data_dir", lambda v: v is None or isinstance(v, str), "text")):
+            if not good(getattr(self, name)):
+                raise VAEError(f"{name} must be {wanted}, not {shown(getattr(self, name))}.")
         self._set(lr=float(self.lr), beta=float(self.beta), mmd=float(self.mmd), ema=float(self.ema))   # 4 and 4.0 are one config and one run_name
         if self.width is None:
             self._set(width=32 if self.arch == "conv" else 512)
@@ -347,10 +448,13 @@ class ImageData:
 
 SPLIT_SEED = 0           # fixed: every run and every seed sees the same train, validation and test images
 FAST_SIZES = (1024, 256, 256)   # train, validation, test under VAE_FAST=1
-CACHE_VERSION = 3        # raise it when decoding changes, or what a cache file holds
+CACHE_VERSION = 4        # raise it when decoding changes, or what a cache file holds
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")   # Pillow knows more, and runs Ghostscript on one of them
+LARGEST_FILE = 1 << 28   # bytes; an image of Pillow's limit, 89 million pixels, is about as large
 
 
+@checked
 def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os.PathLike | None = None,
                  max_images: int | None = None, download: bool = True, or_shapes: bool = False) -> ImageData:
     """Load a data set as uint8 tensors in train, validation and test splits.
@@ -367,7 +471,7 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
 
     Raises DatasetUnavailable; VAEError for an unknown name.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise VAEError(f"Unknown dataset {name!r}: choose one of {', '.join(DATASETS)}.")
     size = image_size or DATASETS[name]
     try:
@@ -415,7 +519,7 @@ def _load_known(name: str, size: int, download: bool) -> ImageData:
     root = data_root()
     own, folder, archive = root / own_folder, root / name, root / f"{name}.zip"   # own: as torchvision's download leaves it
     if name == "celeba":
-        places = dict.fromkeys([own, own.with_suffix(".zip"), folder, archive], _load_celeba)
+        places = dict.fromkeys([own.with_suffix(".zip"), own, folder, archive], _load_celeba)   # a folder may be half unpacked
         way_out = (f"put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's folder and .csv) into {folder}; "
                    "when the official download's daily quota is used up, Kaggle's copy has none")
     else:
@@ -427,7 +531,7 @@ def _load_known(name: str, size: int, download: bool) -> ImageData:
             if where == "download" and not download:
                 raise DatasetUnavailable("not allowed here")
             if where == "download":
-                getattr(import_torchvision().datasets, title.replace("-", ""))(str(root), download=True)
+                _download(getattr(import_torchvision().datasets, title.replace("-", "")), own)
             return load(name, title, own if where == "download" else where, size)
         except Exception as err:   # damaged files, a network that refuses, hangs up or hands out an error page: told below
             tried.append(f"  - {where}: {_first_line(err)}")
@@ -435,6 +539,27 @@ def _load_known(name: str, size: int, download: bool) -> ImageData:
         f"{title} is not here. Tried:\n" + "\n".join(tried) + f"\nThree ways out:\n  1. {way_out};\n"
         "  2. set VAE_DATA to the folder that holds it, or run again with a network connection and without VAE_FAST;\n"
         "  3. use the images that are drawn on the fly: dataset `shapes`.")
+
+
+def _download(dataset: type, own: Path) -> None:
+    """torchvision's download, with its checksums.
+
+    It takes some unpacked files for whole by their names. So what is there and could not be read steps aside (but not CelebA's images,
+    which may be the user's own), and comes back when there is no download.
+    """
+    aside = own.with_name(f"{own.name}.unreadable")
+    if aside.is_dir():   # of a download that was killed
+        shutil.rmtree(own, ignore_errors=True)
+    elif own.is_dir() and own.name != "img_align_celeba":
+        own.rename(aside)
+    try:
+        dataset(str(data_root()), download=True)
+    except BaseException:
+        if aside.is_dir():
+            shutil.rmtree(own, ignore_errors=True)
+            aside.rename(own)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _load_torchvision(name: str, title: str, path: Path, size: int) -> ImageData:
@@ -481,51 +606,73 @@ def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
     if name == "cifar10" and any(n.lower().endswith((".jpg", ".jpeg")) for n in parts):
         title += " (JPEG copy)"
     found = _decoded(path, {n: files[n] for n in parts}, torch.from_numpy(labels), [splits[n] for n in parts], size)
-    return ImageData(name, title, *found, tuple(classes.tolist()))
+    return ImageData(name, _printable(title), *found, tuple(map(_printable, classes)))
+
+
+def _printable(name: str | Path) -> str:
+    """A file's name that is not valid UTF-8, with its bytes as \\udc…: else nothing could print it."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def _load_celeba(name: str, title: str, path: Path, size: int) -> ImageData:
     """CelebA in its official files or in Kaggle's, whole or a subset; attributes as bool (N, 40)."""
     files = _open(path)
     tables = _open(path.parent) if path.stem == "img_align_celeba" else files   # beside the images, or among them
-    columns, rows = _celeba_table(tables, "list_attr_celeba")
-    _, partition = _celeba_table(tables, "list_eval_partition")
+    columns, rows = _celeba_table(tables, "list_attr_celeba", (-1, 0, 1))
+    _, partition = _celeba_table(tables, "list_eval_partition", (0, 1, 2))
     images = {n.rsplit("/", 1)[-1]: n for n in files if n.lower().endswith((".jpg", ".png"))}
-    both = sorted(images.keys() & rows.keys())
     if not rows:
         raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
-    if len(both) < 3:
-        raise DatasetUnavailable(f"its {len(images):,} images are not the ones in list_attr_celeba")
-    if len(both) < len(images):
-        print(f"CelebA: {len(images) - len(both):,} images without a row of attributes are left out.")
-    splits = [{(0,): "train", (1,): "val", (2,): "test"}.get(partition.get(n), "") for n in both]
+    both = sorted(images)
+    for stem, table in {"list_attr_celeba": rows, "list_eval_partition": partition or images}.items():
+        there, both = both, [n for n in both if n in table]
+        if len(both) < 3:
+            raise DatasetUnavailable(f"its {len(images):,} images are not the ones in {stem}")
+        if len(both) < len(there):
+            print(f"CelebA: {len(there) - len(both):,} images without a row in {stem} are left out.")
+    splits = [("train", "val", "test")[partition[n][0]] if partition else "" for n in both]
     attributes = torch.tensor([rows[n] for n in both]) > 0
     found = _decoded(path, {images[n]: files[images[n]] for n in both}, attributes, splits, size,
                      crop=148 / 178)   # the usual 148-pixel square of the 178x218 images
     return ImageData(name, title if len(both) == 202_599 else f"{title} ({len(both):,} images)", *found, columns)
 
 
-def _celeba_table(files: dict[str, Callable[[], bytes]], stem: str) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Column names and whole numbers by image name, from the official .txt or Kaggle's .csv."""
+def _celeba_table(files: dict[str, Callable[[], bytes]], stem: str, known: Sequence[int]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Column names and whole numbers by image name, from the official .txt or Kaggle's .csv. Raises DatasetUnavailable on other numbers."""
     text = next((read() for n, read in files.items() if n.rsplit("/", 1)[-1] in (f"{stem}.txt", f"{stem}.csv")), b"")
     lines = [line.replace(",", " ").replace('"', " ").split() for line in text.decode("utf-8-sig").splitlines()]
-    rows = {cells[0]: tuple(map(int, cells[1:])) for cells in lines if cells and cells[0].endswith((".jpg", ".png"))}
-    header = [["value"], *(cells for cells in lines if cells and cells[0] not in rows)][-1]
-    return tuple(c for c in header if c not in ("image_id", "image")), rows
+    first = next((i for i, cells in enumerate(lines) if cells and cells[0].endswith((".jpg", ".png"))), len(lines))
+    header = tuple(c for c in lines[first - 1] if c not in ("image_id", "image")) if first else ("partition",)
+    words, rows = {str(k): k for k in known}, {}
+    for number, cells in enumerate(lines[first:], first + 1):
+        if cells and not (len(cells) == len(header) + 1 and cells[0].endswith((".jpg", ".png")) and words.keys() >= set(cells[1:])):
+            raise DatasetUnavailable(f"line {number} of {stem} is not an image and {len(header)} of the numbers {', '.join(words)}: get that file again")
+        if cells:
+            rows[cells[0]] = tuple(words[c] for c in cells[1:])
+    return header, rows
 
 
 def _open(path: Path) -> dict[str, Callable[[], bytes]]:
-    """What reads each file below a folder, or in a zip without unpacking it; by name, and in the order of the names."""
+    """What reads each file below a folder, or in a zip without unpacking it; by name, and in the order of the names.
+
+    What is larger than LARGEST_FILE is not read, and raises ValueError: a zip of a few kB can hold gigabytes.
+    """
+    def read(size: int, content: Callable[[], bytes]) -> bytes:
+        if size > LARGEST_FILE:
+            raise ValueError(f"larger than {LARGEST_FILE >> 20} MiB")
+        return content()
+
     if not path.exists():
         raise DatasetUnavailable("not there")
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p.read_bytes for p in path.rglob("*") if p.is_file()}
+        files = {p.relative_to(path).as_posix(): partial(lambda p: read(p.stat().st_size, p.read_bytes), p) for p in path.rglob("*") if p.is_file()}
     else:
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as err:
             raise DatasetUnavailable(f"not a readable zip ({_first_line(err)}), get it again") from None
-        files = {n: partial(archive.read, n) for n in archive.namelist() if not n.endswith("/") and "__MACOSX" not in n}
+        files = {i.filename: partial(read, i.file_size, partial(archive.read, i)) for i in archive.infolist()
+                 if not i.is_dir() and "__MACOSX" not in i.filename}
     return dict(sorted(files.items()))
 
 
@@ -569,8 +716,10 @@ def _decoded(path: Path, files: dict[str, Callable[[], bytes]], labels: Tensor, 
         found, _ = _load_tensors(cache)   # memory-mapped
         images, good = found["images"], found["good"]
     except Exception:   # missing, damaged, somebody else's: safetensors raises many kinds
+        need_memory(len(names) * 3 * size ** 2, f"{len(names):,} images of {size}x{size} pixels")
         pixels, readable, channels = np.empty((len(names), 3, size, size), np.uint8), np.zeros(len(names), bool), 1
-        with ThreadPool() as pool:
+        with ThreadPool() as pool, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)   # more than 89 million pixels count as unreadable
             decoded = pool.imap(lambda name: _decode(files[name], size, crop), names, chunksize=200)
             for row, image in enumerate(progress_bar(decoded, total=len(names), desc=f"decoding {path.name}")):
                 if image is not None:
@@ -583,8 +732,8 @@ def _decoded(path: Path, files: dict[str, Callable[[], bytes]], labels: Tensor, 
         except OSError as err:
             print(f"The decoded images could not be cached in {cache.parent} ({_first_line(err)}); they are decoded again next time.")
     if broken := sorted(n for n, ok in zip(names, good.tolist()) if not ok):
-        print(f"{path}: {len(broken)} of {len(files)} files could not be read as images and are skipped: "
-              f"{', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}")
+        print(f"{_printable(path)}: {len(broken)} of {len(files)} files could not be read as images and are skipped: "
+              f"{', '.join(map(_printable, broken[:5]))}{' …' if len(broken) > 5 else ''}")
     labels = [labels[part[ok]] for part, ok in zip(rows, good.split(counts))]
     if not all(map(len, labels)):
         raise DatasetUnavailable("too few readable images: train, validation and test need one each")
@@ -597,10 +746,13 @@ def _decode(read: Callable[[], bytes], size: int, crop: float) -> np.ndarray | N
     The centre square is cut out (crop: its side as a share of the width) and resized.
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(read())))
-        if image.mode.startswith("I;16"):       # 16 bits: Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("L" if image.mode in ("1", "L", "LA", "I", "F") else "RGB")
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(read()), formats=IMAGE_FORMATS))
+        if image.mode[0] in "IF":               # 16 bits, 32 bits, floats: Pillow would clip them at 255
+            values, scales = np.asarray(image, np.float64), (1, 255, 65535) if image.mode == "F" else (65535, 2 ** 31 - 1)
+            if values.min() < 0:
+                return None                     # nobody knows which value is black
+            image = Image.fromarray((values / next(top for top in scales if values.max() <= top) * 255).round().astype(np.uint8))
+        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
         side = min(round(image.width * crop), *image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
@@ -616,7 +768,10 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")   # a process id is unique on one machine only
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode   # as the user's umask has it: safetensors would leave a file that nobody else can read
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -666,6 +821,7 @@ def _first_line(err: BaseException) -> str:
 SHAPE_FACTORS = {"shape": 3, "hue": 10, "background_hue": 10, "size": 4, "x": 8, "y": 8, "rotation": 8}
 
 
+@checked
 def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
     """Draw coloured shapes: (N, 7) whole-number factors, columns as in SHAPE_FACTORS → uint8 (N, 3, H, W).
 
@@ -696,24 +852,29 @@ def _load_shapes(size: int, images: int | None) -> ImageData:
     chosen = torch.randperm(math.prod(levels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     if sum(counts) > len(chosen):
         raise VAEError(f"There are {len(chosen):,} different shapes: max_images can be at most {len(chosen) - 1500:,}.")
+    need_memory(sum(counts) * 3 * size ** 2, f"{sum(counts):,} images of {size}x{size} pixels")
     train, val, test, more = torch.stack(torch.unravel_index(chosen[:sum(counts)], levels), dim=1).split(counts)
     parts = _fast([torch.cat([train, more]), val, test])
-    splits = [Split(torch.cat([draw_shapes(some, size) for some in part.split(500)]), part) for part in parts]
+    at_once = max(1, 500 * 32 ** 2 // size ** 2)
+    splits = [Split(torch.cat([draw_shapes(some, size) for some in part.split(at_once)]), part) for part in parts]
     title = "shapes (synthetic)" + (f", {len(parts[0]):,} training images" if len(parts[0]) > 3000 else "")
     return ImageData("shapes", title, *splits, tuple(SHAPE_FACTORS))
 
 
+@checked
 def as_unit(images: Tensor) -> Tensor:
     """Images, uint8 or float in [0, 1] → float32 in [0, 1]."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
+@checked
 def to_input(images: Tensor, config: Config) -> Tensor:
     """Images, uint8 or float in [0, 1] → x, float32 in config.value_range."""
     low, high = config.value_range
     return as_unit(images) * (high - low) + low
 
 
+@checked
 def to_unit(x: Tensor, config: Config) -> Tensor:
     """x or x_hat in config.value_range → float images in [0, 1]."""
     low, high = config.value_range
@@ -724,6 +885,7 @@ def to_unit(x: Tensor, config: Config) -> Tensor:
 # ║ Networks                                                                                   ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
+@checked
 def reparameterize(mu: Tensor, logvar: Tensor, noise: torch.Generator | Tensor | None = None) -> Tensor:
     """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through (Kingma & Welling 2014, section 2.4).
 
@@ -736,7 +898,8 @@ def _normal(shape: Sequence[int], noise: torch.Generator | Tensor | None, device
     return noise if isinstance(noise, Tensor) else torch.randn(shape, generator=noise, device=device, dtype=dtype)
 
 
-def conditions(config: Config, labels: Tensor | None) -> Tensor | None:
+@checked
+def conditions(config: Config, labels: Tensor | None = None) -> Tensor | None:
     """Labels as a conditional model takes them: classes (N,) → one-hot (N, A); attributes (N, A) → 0 and 1; None for other models.
 
     Of the factors of `shapes` the shape counts as the class. Floats are taken as they are, so that labels can be mixed.
@@ -745,10 +908,14 @@ def conditions(config: Config, labels: Tensor | None) -> Tensor | None:
         return None
     if labels is None:
         raise VAEError("This model is conditional: hand in a label for each image, or take a model that is not.")
+    if labels.ndim == 2 and config.dataset == "shapes" and not labels.is_floating_point():
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] != config.conditions or labels.ndim == 1 and (
+            labels.is_floating_point() or not ((labels >= 0) & (labels < config.conditions)).all()):
+        raise VAEError(f"This model was told {config.conditions} classes or attributes: labels must be whole numbers (N,) from 0 to "
+                       f"{config.conditions - 1}, or (N, {config.conditions}), not {shown(labels)}.")
     if labels.is_floating_point():
         return labels
-    if config.dataset == "shapes":
-        labels = labels[:, 0]
     return (F.one_hot(labels.long(), config.conditions) if labels.ndim == 1 else labels).float()
 
 
@@ -1033,16 +1200,25 @@ class VQVAE(VAE):
         return Output(self.decoder(z.reshape(len(z), -1, *self.grid)).float(), mu, logvar, z, indices)
 
 
+@checked
 def build_model(config: Config) -> VAE:
     """The model of a config, its weights drawn from config.seed, on get_device()."""
     if config.model == "cvae" and not config.conditions:
         raise VAEError("A cvae needs to know how many classes or attributes there are: make its config with config_for(data, model='cvae').")
+    kind = VQVAE if config.model == "vq_vae" else VAE
+    try:
+        with torch.device("meta"):   # sizes without memory
+            size = sum(math.prod(v.shape) for v in kind(config).state_dict().values())
+    except (RuntimeError, TypeError):   # a size that does not fit into 64 bits
+        size = math.inf
+    need_memory(4 * 4 * size, "This model with its gradients and Adam's two moments")   # in float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = (VQVAE if config.model == "vq_vae" else VAE)(config)
+        model = kind(config)
     return model.to(get_device(), memory_format=torch.channels_last)
 
 
+@checked
 def config_for(data: ImageData, **choices) -> Config:
     """A Config that fits a data set; VAE_FAST=1 makes it one epoch, VAE_EPOCHS=n sets the epochs."""
     if switched_on("VAE_FAST"):
@@ -1054,6 +1230,7 @@ def config_for(data: ImageData, **choices) -> Config:
     return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
 
 
+@checked
 def condition_names(data: ImageData) -> tuple[str, ...]:
     """What a conditional model is told: the classes or attributes. Raises VAEError where the images have no labels."""
     names = ("ellipse", "rectangle", "triangle") if data.name == "shapes" else data.label_names
@@ -1067,6 +1244,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@checked
 def count_flops(model: VAE) -> int:
     """Floating-point operations of one forward pass of one image (a multiply-add counts two), by PyTorch's counter."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -1078,6 +1256,7 @@ def count_flops(model: VAE) -> int:
     return counter.get_total_flops()
 
 
+@checked
 def fc_width_for(config: Config, parameters: int) -> int:
     """The width at which the fully connected model of this config comes closest to a number of parameters."""
     def size(width: int) -> int:
@@ -1091,6 +1270,7 @@ def fc_width_for(config: Config, parameters: int) -> int:
 # ║ Losses                                                                                     ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
+@checked
 def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str, sigma: Tensor | float | None = None) -> Tensor:
     """-log p(x|z) of each image, summed over its pixels: (N, C, H, W) twice → (N,) nats.
 
@@ -1110,21 +1290,26 @@ def reconstruction_nats(x_raw: Tensor, x: Tensor, likelihood: str, sigma: Tensor
     return 0.5 * (squared.sum(1) / variance + squared.shape[1] * torch.log(2 * math.pi * variance))
 
 
+@checked
 def kl_nats_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, sigma^2) || N(0, 1)) of every dimension: (N, D) → (N, D) nats (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
+@checked
 def kl_nats(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(q(z|x) || N(0, I)) of each image, summed over the latent dimensions: (N, D) → (N,) nats."""
     return kl_nats_per_dim(mu, logvar).sum(1)
 
 
+@checked
 def mmd(a: Tensor, b: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of two samples (N, D), (M, D) → (), unbiased, so it can be below 0 (Gretton et al. 2012, eq. 3).
 
     Kernel C / (C + ||z - z'||^2) with C = 2 D: the inverse multiquadratic for a prior N(0, I) (Tolstikhin et al. 2018, section 4).
     """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise VAEError(f"mmd compares two samples (N, D) and (M, D) of at least 2 each, not {tuple(a.shape)} and {tuple(b.shape)}.")
     scale = 2 * a.shape[1]
     # not torch.cdist, whose gradient older versions lack on MPS
     squared = lambda x, y: (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)   # noqa: E731
@@ -1153,12 +1338,15 @@ def penalty(model: VAE, out: Output, noise: torch.Generator | Tensor | None = No
     return model.config.mmd * mmd(out.z, _normal(out.z.shape, noise, out.z.device))
 
 
+@checked
 def discretised_logistic_nats(mean: Tensor, images: Tensor, scale: float) -> Tensor:
     """-log P(image) of each uint8 image when every value is a logistic around mean, cut into the 256 grey levels.
 
     mean (N, C, H, W) in [0, 1], images uint8 of the same shape, scale in grey levels → (N,) nats. Levels 0 and 255 take
     the tails (Salimans et al. 2017, section 2.1). A probability of the pixels themselves: sums to 1 over all images.
     """
+    if images.dtype != torch.uint8:
+        raise VAEError(f"Only uint8 images have the 256 grey levels that this is about, not {shown(images)}.")
     x = images.to(mean.device).float()
     above, below = (x + 0.5 - 255 * mean) / scale, (x - 0.5 - 255 * mean) / scale
     # log(S(above) - S(below)) without cancellation, S the logistic function; above - below is 1 / scale everywhere
@@ -1167,12 +1355,15 @@ def discretised_logistic_nats(mean: Tensor, images: Tensor, scale: float) -> Ten
     return -log_p.flatten(1).sum(1)
 
 
+@checked
 def bce_floor_nats(x: Tensor) -> Tensor:
     """The least binary cross-entropy that any x_hat can reach on grey values x in [0, 1]: (N, C, H, W) → (N,) nats.
 
     -x log x_hat - (1-x) log(1-x_hat) is smallest at x_hat = x, where it is the entropy of a coin with bias x: 0 for
     black and white, log 2 for mid-grey. What a model has above this floor is what it can still improve.
     """
+    if not ((x >= 0) & (x <= 1)).all():
+        raise VAEError("bce_floor_nats is for x in [0, 1].")
     return (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1)
 
 
@@ -1196,6 +1387,7 @@ class Stopped(KeyboardInterrupt):
         return [str(self)]
 
 
+@checked
 def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0):
     """Yield x and the Output of each 500 uint8 images, without gradients, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -1207,6 +1399,7 @@ def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, 
             yield x, model(x, generator, None if c is None else c.to(model.device))
 
 
+@checked
 def image_losses(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Reconstruction and the price of the code (code_nats) of each uint8 image, two (N,) in nats, float64."""
     with torch.no_grad():
@@ -1215,6 +1408,7 @@ def image_losses(model: VAE, images: Tensor, labels: Tensor | None = None, *, se
     return tuple(torch.cat(t).double() for t in zip(*parts))   # on the CPU: MPS knows no float64
 
 
+@checked
 def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, on_epoch: Callable[[list[dict]], None] | None = None,
         save: Callable[[list[dict], dict[str, Tensor]], None] | None = None,
         start: tuple[list[dict], dict[str, Tensor]] | None = None) -> list[dict]:
@@ -1436,6 +1630,7 @@ TRAINING = "training.safetensors"
 FORMAT = 2   # of model.json and TRAINING: 1 had no checksums, and is still read
 
 
+@checked
 def save_checkpoint(model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False) -> Path:
     """Write model.safetensors and model.json (the config and `record`) into a folder; half stores 16-bit weights."""
     folder = Path(folder)
@@ -1464,6 +1659,7 @@ def write_json(path: Path, content) -> None:
     _write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
 
 
+@checked
 def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
     """The config and the whole record of a run folder, finished or not. Raises CheckpointError."""
     training, path = Path(folder) / TRAINING, Path(folder) / "model.json"
@@ -1502,6 +1698,7 @@ def _read_training(folder: Path) -> tuple[Config, dict, dict[str, Tensor]]:
         raise CheckpointError(f"{path} is damaged ({_first_line(err)}): delete it, or train again.") from None
 
 
+@checked
 def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
     """The model in a run folder, on get_device() and ready to use, and its record. Raises CheckpointError."""
     config, record = read_record(folder)
@@ -1538,6 +1735,7 @@ def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
 ACTIVE_THRESHOLD = 0.01   # variance of mu over the data above which a dimension counts as active (Burda et al. 2016)
 
 
+@checked
 def evaluate(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> dict[str, float]:
     """The numbers of a model on uint8 images (N, C, H, W), of a conditional one with their labels; units in the keys.
 
@@ -1571,6 +1769,7 @@ def evaluate(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: 
     return result | {"mse": squared / images.numel(), "images": len(images)}
 
 
+@checked
 def iwae_nats(model: VAE, images: Tensor, k: int = 500, labels: Tensor | None = None, *, seed: int = 0,
               decoded_at_once: int = 1000) -> Tensor:
     """The importance-weighted bound on -log p(x) of each image: (N,) nats; k = 1 is the negative ELBO.
@@ -1581,8 +1780,6 @@ def iwae_nats(model: VAE, images: Tensor, k: int = 500, labels: Tensor | None = 
     c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
     if not c.objective.sampled:
         raise VAEError(f"The bound averages over samples of z, and the code of model {c.model} is a point: measure a model that samples.")
-    if k < 1:
-        raise VAEError(f"k must be at least 1, not {k}.")
     told = conditions(c, labels)
     bounds = []
     with torch.no_grad():
@@ -1602,6 +1799,7 @@ def iwae_nats(model: VAE, images: Tensor, k: int = 500, labels: Tensor | None = 
     return torch.stack(bounds)
 
 
+@checked
 def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, labels: Tensor | None = None, tuning_labels: Tensor | None = None, *,
                  seed: int = 0) -> dict[str, float]:
     """A bound on the bits that each value of uint8 images costs, the unit of the literature on image likelihoods.
@@ -1630,6 +1828,7 @@ def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, labels: Tensor | No
     return {"bits_per_dim": bits.mean().item(), "bits_per_dim_se": standard_error(bits), "logistic_scale_grey_levels": scale}
 
 
+@checked
 def picture_metrics(x_hat: Tensor, images: Tensor) -> dict[str, float]:
     """mse, psnr_db and ssim of float x_hat in [0, 1] against uint8 or float images, (N, C, H, W) twice: means over images.
 
@@ -1693,13 +1892,17 @@ def load_feature_net() -> FeatureNet:
     path = HERE / "checkpoints" / "features" / "features.safetensors"
     net = FeatureNet()
     try:
-        net.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(path).items()})
-    except (safetensors.SafetensorError, OSError, RuntimeError) as err:
+        weights = safetensors.torch.load_file(path)
+        if json.loads(path.with_suffix(".json").read_text())["weights_sha256"] != _digest(weights):
+            raise ValueError("its checksum is not the one in features.json")
+        net.load_state_dict({k: v.float() for k, v in weights.items()})
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as err:
         raise CheckpointError(f"{path} is missing or damaged ({_first_line(err)}): copy it again, or make it with "
                               "python checkpoints/features.py.") from None
     return net.to(get_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
+@checked
 def image_features(images: Tensor, net: nn.Module) -> Tensor:
     """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU, of a network with a method features."""
     device = next(net.parameters()).device
@@ -1707,12 +1910,15 @@ def image_features(images: Tensor, net: nn.Module) -> Tensor:
         return torch.cat([net.features(as_unit(p.to(device))).cpu() for p in images.split(500)])
 
 
+@checked
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (N, F), (M, F), by torchmetrics.
 
     With Inception's features it is the FID, with FeatureNet's we call it Fréchet feature distance: never compare the two.
     It falls with N; compare only distances from equally many images, and with that of real images to real images.
     """
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
+        raise VAEError(f"Two sets of at least 2 features are compared, (N, F) and (M, F), not {tuple(real.shape)} and {tuple(fake.shape)}.")
     identity = nn.Identity()
     identity.num_features = real.shape[1]
     metric = _torchmetrics().image.fid.FrechetInceptionDistance(feature=identity)
@@ -1726,6 +1932,7 @@ def standard_error(values: Tensor) -> float:
     return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
 
 
+@checked
 def encode_images(model: VAE, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W), uint8 or float in [0, 1] → mu, logvar (N, D) on the CPU. A conditional model wants their labels.
 
@@ -1733,11 +1940,8 @@ def encode_images(model: VAE, images: Tensor, labels: Tensor | None = None) -> t
     """
     c = model.config
     shape = (c.channels, c.image_size, c.image_size)
-    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {got}: resize them first.")
-    if images.dtype != torch.uint8 and not (images.is_floating_point() and ((images >= 0) & (images <= 1)).all()):
-        raise VAEError("Images must be uint8 from 0 to 255 or float from 0 to 1.")
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise VAEError(f"This model takes images of shape (N, {', '.join(map(str, shape))}), not {tuple(images.shape)}: resize them first.")
     given = conditions(c, labels)
     if given is not None and len(given) != len(images):
         raise VAEError(f"{len(given)} labels do not fit {len(images)} images: hand in one for each.")
@@ -1745,11 +1949,15 @@ def encode_images(model: VAE, images: Tensor, labels: Tensor | None = None) -> t
     return _in_parts(model, encode, images, given)
 
 
+@checked
 def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """z (..., D) → float images in [0, 1], (..., C, H, W), on the CPU: the means of p(x|z).
 
     A conditional model wants labels (N,) or (N, A): one for each z (..., N, D), or one for all.
     """
+    size = model.config.latent_dim * (math.prod(model.grid) if model.config.model == "vq_vae" else 1)
+    if z.shape[-1] != size:
+        raise VAEError(f"This model decodes latents (..., {size}), not {tuple(z.shape)}.")
     given = conditions(model.config, labels)
     if given is not None:
         if z.ndim < 2 or len(given) not in (1, z.shape[-2]):
@@ -1777,6 +1985,7 @@ class Run(NamedTuple):
     origin: str        # "trained now", "your run …", "released weights …"
 
 
+@checked
 def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None = None, *, progress: bool = True, resume: bool = True,
               on_epoch: Callable[[list[dict]], None] | None = None) -> Run:
     """Build, fit, measure on the test split and save: what train.py and the notebooks both call.
@@ -1836,6 +2045,7 @@ def _unfinished(folder: Path, config: Config, data: ImageData) -> tuple[list[dic
     return record["history"], state
 
 
+@checked
 def load_or_train(config: Config, data: ImageData, *, weights: bool = True) -> Run:
     """The reader's own finished run for this config and data, else the released one, else train; says which.
 
@@ -1892,11 +2102,14 @@ def hardware() -> str:
 # ║ Latent space                                                                               ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
+@checked
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985; for latents White 2016, arXiv:1609.04468): (..., D), (..., D), t → (..., D).
 
     Turns from a to b at an even angle. Where a and b are (anti)parallel no arc is defined and the line is taken.
     """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise VAEError(f"The two ends must be alike, not {shown(a)} and {shown(b)}.")
     cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
     omega = torch.arccos(cosine)
     sine = torch.sin(omega)
@@ -1907,18 +2120,16 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 METHODS = {"linear": torch.lerp, "spherical": slerp}
 
 
+@checked
 def interpolate_latents(z_a: Tensor, z_b: Tensor, num: int, method: str = "linear") -> Tensor:
     """num latents from z_a to z_b, both ends included: (..., D) twice → (num, ..., D)."""
-    if not isinstance(num, int) or num < 2:
-        raise VAEError(f"num_interpolations must be a whole number of at least 2 (the two ends), not {num!r}.")
-    if method not in METHODS:
-        raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")
     t = torch.linspace(0, 1, num).reshape(-1, *[1] * z_a.ndim)
     path = METHODS[method](z_a[None], z_b[None], t)
     path[0], path[-1] = z_a, z_b   # exact ends, free of rounding
     return path
 
 
+@checked
 def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpolations: int = 10,
                        method: str = "linear", labels: Tensor | None = None) -> Tensor:
     """Morph one image into another through the latent space.
@@ -1931,15 +2142,13 @@ def interpolate_images(model: VAE, image_a: Tensor, image_b: Tensor, num_interpo
     labels                of the two images, for a conditional model, which is told a mixture of both on the way
     returns float (num_interpolations, C, H, W) in [0, 1]; raises VAEError on wrong input
     """
-    for image in (image_a, image_b):
-        if not isinstance(image, Tensor) or image.ndim != 3:
-            raise VAEError("interpolate_images takes two single images of shape (C, H, W).")
     told = conditions(model.config, labels)
     mu_a, mu_b = (encode_images(model, image[None], None if told is None else told[i:i + 1])[0][0] for i, image in enumerate((image_a, image_b)))
     return decode_images(model, interpolate_latents(mu_a, mu_b, num_interpolations, method),
                          None if told is None else interpolate_latents(*told, num_interpolations))
 
 
+@checked
 def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tensor:
     """n latents halfway between code i and code i + 1 (+ 2, … in later rounds): (N, D) → (n, D), n = N when not given."""
     n = len(mu) if n is None else n
@@ -1947,24 +2156,32 @@ def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tenso
     return torch.cat(rounds)[:n]
 
 
+@checked
 def cross_fade(image_a: Tensor, image_b: Tensor, num: int) -> Tensor:
     """The same walk in pixels, without a model: (C, H, W) twice → float (num, C, H, W) in [0, 1]."""
     a, b = as_unit(image_a), as_unit(image_b)
     return interpolate_latents(a, b, num)
 
 
+@checked
 def interpolate_corners(model: VAE, corners: Tensor, num: int = 7) -> Tensor:
     """A square of images between four: corners (4, C, H, W), row by row → float (num, num, C, H, W) in [0, 1]."""
+    if len(corners) != 4:
+        raise VAEError(f"A square has four corners, not {len(corners)}.")
     mu, _ = encode_images(model, corners)
     left, right = interpolate_latents(mu[0], mu[2], num), interpolate_latents(mu[1], mu[3], num)
     return decode_images(model, interpolate_latents(left, right, num).transpose(0, 1))
 
 
+@checked
 def step_lengths(path: Tensor) -> Tensor:
     """Euclidean distances between neighbouring images of one or more paths: (num, ..., C, H, W) → (num - 1, ...)."""
+    if path.ndim < 4 or len(path) < 2:
+        raise VAEError(f"A path has at least 2 images, (num, ..., C, H, W), not {tuple(path.shape)}.")
     return (path[1:] - path[:-1]).flatten(-3).norm(dim=-1)
 
 
+@checked
 def step_unevenness(path: Tensor) -> Tensor:
     """Standard deviation / mean of the step lengths of image paths: (num, ..., C, H, W) → (...).
 
@@ -1974,6 +2191,7 @@ def step_unevenness(path: Tensor) -> Tensor:
     return steps.std(0, unbiased=False) / steps.mean(0)
 
 
+@checked
 def sample_latents(n: int, latent_dim: int, *, z_range: tuple[float, float] | None = None, radius: float | None = None,
                    temperature: float = 1.0, seed: int = 0) -> Tensor:
     """Latents (n, D) from a region: the prior N(0, temperature^2 I), a box, or a shell.
@@ -1986,14 +2204,13 @@ def sample_latents(n: int, latent_dim: int, *, z_range: tuple[float, float] | No
         raise VAEError("Give z_range or radius, not both.")
     generator = torch.Generator().manual_seed(seed)
     if z_range is not None:
-        if not isinstance(z_range, Sequence) or len(z_range) != 2 or not z_range[0] < z_range[1]:
-            raise VAEError(f"z_range must be two numbers, the lower first, like (-2, 2), not {z_range!r}.")
         low, high = z_range
         return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
     z = torch.randn(n, latent_dim, generator=generator)
     return F.normalize(z, dim=1) * radius if radius is not None else z * temperature
 
 
+@checked
 def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) -> Tensor:
     """Decode n latents of a region (see sample_latents) → float (n, C, H, W) in [0, 1]; a conditional model needs n labels.
 
@@ -2016,6 +2233,7 @@ class Density(NamedTuple):
     factors: Tensor
 
 
+@checked
 def fit_density(z: Tensor, components: int = 10, *, seed: int = 0) -> Density:
     """A Gaussian mixture with full covariances on latents (N, D): ex-post density estimation (Ghosh et al. 2020, section 4).
 
@@ -2023,7 +2241,7 @@ def fit_density(z: Tensor, components: int = 10, *, seed: int = 0) -> Density:
     which is stopped after 50 rounds: more change the samples little. Raises VAEError with fewer latents than components.
     """
     from sklearn.mixture import GaussianMixture
-    if len(z) < 2 or not 1 <= components <= len(z):
+    if z.ndim != 2 or len(z) < 2 or components > len(z):
         raise VAEError(f"A mixture needs at least 2 latents and from 1 to as many components, not {components} for {len(z)} latents.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)   # that EM has not converged
@@ -2032,6 +2250,7 @@ def fit_density(z: Tensor, components: int = 10, *, seed: int = 0) -> Density:
     return Density(weights, means, torch.linalg.cholesky(covariances))
 
 
+@checked
 def sample_density(density: Density, n: int, *, seed: int = 0) -> Tensor:
     """n latents (n, D) from a mixture, seeded."""
     generator = torch.Generator().manual_seed(seed)
@@ -2043,12 +2262,14 @@ def sample_density(density: Density, n: int, *, seed: int = 0) -> Tensor:
     return z.float()
 
 
+@checked
 def sample_codes(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> Tensor:
     """One z ~ q(z|x) for each image: (N, D), draws of the aggregate posterior. Where the code is a point, mu."""
     mu, logvar = encode_images(model, images, labels)
     return reparameterize(mu, logvar, torch.Generator().manual_seed(seed)) if model.config.objective.sampled else mu
 
 
+@checked
 def picture_sets(model: VAE, data: ImageData, n: int, *, components: int = 10, seed: int = 0) -> dict[str, Tensor]:
     """Sets of n decoded images, (n, C, H, W) in [0, 1], to be compared with the first n test images.
 
@@ -2066,6 +2287,7 @@ def picture_sets(model: VAE, data: ImageData, n: int, *, components: int = 10, s
             **{name: decode_images(model, z, labels) for name, z in latents.items()}}
 
 
+@checked
 def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callable[[Tensor], Tensor], z_a: Tensor, z_b: Tensor,
                            method: str = "linear", *, epsilon: float = 1e-2, seed: int = 0) -> Tensor:
     """How fast the picture changes at one random point of each way from z_a to z_b: (N, D) twice → (N,).
@@ -2074,8 +2296,6 @@ def perceptual_path_length(decode: Callable[[Tensor], Tensor], features: Callabl
     al. 2019, section 4.1, whose own measure takes draws of the prior, another epsilon and another network. t is uniform and
     the same for the same seed, so that methods are compared at the same points.
     """
-    if method not in METHODS:
-        raise VAEError(f"method must be 'linear' or 'spherical', not {method!r}.")
     interpolate = METHODS[method]
     t = torch.rand(len(z_a), 1, generator=torch.Generator().manual_seed(seed)) * (1 - epsilon)
     here, there = (features(decode(interpolate(z_a, z_b, at))) for at in (t, t + epsilon))
@@ -2097,6 +2317,7 @@ class AggregatePosterior(NamedTuple):
         return self.z.norm(dim=1)
 
 
+@checked
 def aggregate_posterior(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0) -> AggregatePosterior:
     """Where the encoder puts real images. The variance is Var(mu) + E(sigma^2) (law of total variance)."""
     mu, logvar = encode_images(model, images, labels)
@@ -2107,12 +2328,15 @@ def aggregate_posterior(model: VAE, images: Tensor, labels: Tensor | None = None
     return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), mu, z)
 
 
+@checked
 def gaussian_gap(z: Tensor) -> dict[str, float]:
     """How far latents (N, D), N > D, are from N(0, I) as a whole: the Gaussian with their mean and covariance against it.
 
     mean_norm; variance_max, variance_min over all directions (eigenvalues of the covariance), directions with a variance
     above ACTIVE_THRESHOLD; fit_kl_nats = KL(N(mean, covariance) || N(0, I)).
     """
+    if z.ndim != 2 or len(z) < 2:
+        raise VAEError(f"A covariance needs at least 2 latents (N, D), not {tuple(z.shape)}.")
     z = z.double()
     mean, covariance = z.mean(0), torch.cov(z.T).reshape(z.shape[1], -1)
     variances = torch.linalg.eigvalsh(covariance)
@@ -2121,6 +2345,7 @@ def gaussian_gap(z: Tensor) -> dict[str, float]:
             "directions": int((variances > ACTIVE_THRESHOLD).sum()), "fit_kl_nats": kl.item()}
 
 
+@checked
 def self_reconstruction_mse(model: VAE, z: Tensor) -> Tensor:
     """How well the model recognises its own picture: mean squared error between x_hat(z) and its reconstruction, (N, D) → (N,).
 
@@ -2131,25 +2356,33 @@ def self_reconstruction_mse(model: VAE, z: Tensor) -> Tensor:
     return (again - images).square().flatten(1).mean(1)
 
 
+@checked
 def contrast(images: Tensor) -> Tensor:
     """Standard deviation of the pixel values of each image: (..., C, H, W) in [0, 1] → (...)."""
-    return images.flatten(-3).std(-1, unbiased=False)
+    return as_unit(images).flatten(-3).std(-1, unbiased=False)
 
 
+@checked
 def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float], labels: Tensor | None = None) -> Tensor:
     """Images of z (D,) with one dimension at a time set to each value → float (len(dims), len(values), C, H, W).
 
     A conditional model is told the one label in `labels`, (1,) or (1, A).
     """
+    lists = all(isinstance(v, (list, tuple, range)) and len(v) for v in (dims, values))
+    if z.ndim != 1 or not lists or not all(whole_number(d, 0, len(z) - 1) for d in dims) or not all(map(real_number, values)):
+        raise VAEError(f"traverse takes one latent (D,), dimensions from 0 to D - 1 and numbers, not {tuple(z.shape)}, {shown(dims)} and {shown(values)}.")
     grid = z.repeat(len(dims), len(values), 1)
     for row, dim in enumerate(dims):
         grid[row, :, dim] = torch.tensor(values, dtype=z.dtype)
     return decode_images(model, grid, labels)
 
 
+@checked
 def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
     """Mean latent with an attribute minus mean latent without it (Larsen et al. 2016): (N, D), (N,) → (D,)."""
     has_attribute = has_attribute.bool()
+    if has_attribute.shape != mu.shape[:1]:
+        raise VAEError(f"{tuple(has_attribute.shape)} attributes do not fit latents {tuple(mu.shape)}: hand in one for each.")
     if has_attribute.all() or not has_attribute.any():
         raise VAEError("An attribute direction needs images with the attribute and images without it.")
     return mu[has_attribute].mean(0) - mu[~has_attribute].mean(0)
@@ -2165,9 +2398,12 @@ def _subplots(*args, **options):
     return plt.subplots(*args, **options)
 
 
+@checked
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """Images (N, C, H, W), uint8 or float in [0, 1] → one picture, uint8 (height, width, 3), on white."""
     images = as_unit(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise VAEError(f"A picture is made of images (N, 1 or 3, H, W), not {tuple(images.shape)}.")
     grid = import_torchvision().utils.make_grid(images.cpu(), nrow=columns or len(images), padding=pad, pad_value=1.0)
     return (grid.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy()   # (3, H, W) → (H, W, 3)
 
@@ -2191,6 +2427,7 @@ def plot_rows(rows: dict[str, Tensor], title: str, column_labels: Sequence[str] 
     return fig
 
 
+@checked
 def plot_grid(images: Tensor, title: str, columns: int = 8, cell: float = 0.72) -> Figure:
     """Images (N, C, H, W) as one grid."""
     columns = min(columns, len(images))
@@ -2219,12 +2456,14 @@ def plot_history(histories: dict[str, list[dict]], title: str) -> Figure:
     return fig
 
 
+@checked
 def plot_reconstructions(models: dict[str, VAE], images: Tensor, title: str) -> Figure:
     """Originals over each model's x_hat(mu)."""
     rows = {"original": images} | {name: decode_images(m, encode_images(m, images)[0]) for name, m in models.items()}
     return plot_rows(rows, title)
 
 
+@checked
 def plot_samples(models: dict[str, VAE], z: Tensor, title: str) -> Figure:
     """What each model decodes from the same latents (n, D)."""
     return plot_rows({name: decode_images(model, z) for name, model in models.items()}, title)
@@ -2246,6 +2485,7 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
     return plot_rows(rows, title, labels)
 
 
+@checked
 def plot_manifold(model: VAE, title: str, n: int = 20) -> Figure:
     """Everything a model with latent_dim 2 draws: an n x n grid of equally probable places of N(0, I), through the inverse of its
     distribution function (Kingma & Welling 2014, appendix A). Raises VAEError for other models."""
@@ -2280,6 +2520,7 @@ def plot_scatter(points: Tensor, classes: Tensor, names: Sequence[str], title: s
     return fig
 
 
+@checked
 def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6, seed: int = 0) -> Figure:
     """What a conditional model draws: one latent per row, one class per column, up to ten."""
     shown = min(len(names), 10)
@@ -2289,6 +2530,7 @@ def plot_classes(model: VAE, names: Sequence[str], title: str, latents: int = 6,
     return plot_rows(rows, title, [textwrap.fill(name, 11, break_on_hyphens=False) for name in names[:shown]])
 
 
+@checked
 def plot_attributes(model: VAE, images: Tensor, labels: Tensor, names: Sequence[str], attributes: Sequence[str], title: str) -> Figure:
     """The same codes decoded with one attribute switched off and on: images (n, C, H, W), labels (n, A), of a conditional model."""
     mu, _ = encode_images(model, images, labels)

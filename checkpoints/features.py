@@ -62,10 +62,11 @@ def main() -> None:
     net.scale = features.std(0).clamp(min=1e-3)
     folder = HERE / "features"
     folder.mkdir(exist_ok=True)
-    safetensors.torch.save_file({k: v.half().contiguous().cpu() for k, v in net.state_dict().items()}, folder / "features.safetensors")
+    weights = {k: v.half().contiguous().cpu() for k, v in net.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "features.safetensors")
     record = {"data": data.title, "images": len(images), "epochs": EPOCHS, "batch_size": BATCH, "peak_lr": PEAK_LR, "seed": SEED,
               "hardware": vae.hardware(), "seconds": time.perf_counter() - start, "parameters": vae.count_parameters(net),
-              "accuracy_train": accuracy(net, data.train), "accuracy_test": accuracy(net, data.test)}
+              "accuracy_train": accuracy(net, data.train), "accuracy_test": accuracy(net, data.test), "weights_sha256": vae._digest(weights)}
     vae.write_json(folder / "features.json", record)
     print(f"test accuracy {record['accuracy_test']:.3f}; written to {folder}")
 

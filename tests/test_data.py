@@ -1,15 +1,25 @@
 """Data: drawn shapes, folders and zips of images, torchvision's sets, CelebA, the cache, real images where they are."""
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
+import gzip
+import hashlib
+import http.server
+import io
 import math
 import os
+import pickle
 import shutil
+import stat
 import struct
+import sys
+import tarfile
+import threading
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -256,6 +266,128 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
     assert (images.float() - 128).abs().max() <= 1
 
 
+@pytest.mark.parametrize("values", [np.float32([[0, 0.5], [0.5, 1]]), np.float32([[0, 127.5], [127.5, 255]]), np.float32([[0, 32768], [32768, 65535]]),
+                                    np.int32([[0, 32768], [32768, 65535]]), np.int32([[0, 2 ** 30], [2 ** 30, 2 ** 31 - 1]])],
+                         ids=["0 to 1", "0 to 255", "0 to 65535", "16 bits", "32 bits"])
+def test_floats_and_wide_integers_are_scaled_and_not_clipped(tmp_path, values):
+    """TIFF files of microscopes and satellites."""
+    (tmp_path / "mine").mkdir()
+    for i in range(4):
+        Image.fromarray(values).save(tmp_path / "mine" / f"{i}.tif")
+    images = all_images(load_folder(tmp_path / "mine", 2))
+    assert images.shape == (4, 1, 2, 2) and (images.int() - torch.tensor([[0, 128], [128, 255]])).abs().max() <= 1
+
+
+@pytest.mark.parametrize("values", [np.float32([[-1, 1]]), np.float32([[np.nan, 1]]), np.float32([[np.inf, 1]]), np.int32([[-5, 5]])], ids=repr)
+def test_values_without_a_scale_are_skipped(tmp_path, capsys, values):
+    folder = tree(tmp_path / "mine", "flat")
+    Image.fromarray(values).save(folder / "odd.tif")
+    assert all_numbers(load_folder(folder)) == list(range(20)) and "odd.tif" in capsys.readouterr().out
+
+
+def test_printers_colours_become_rgb(tmp_path):
+    """CMYK: full cyan and magenta are blue."""
+    (tmp_path / "mine").mkdir()
+    for i in range(4):
+        Image.new("CMYK", (8, 8), (255, 255, 0, 0)).save(tmp_path / "mine" / f"{i}.tif")
+    images = all_images(load_folder(tmp_path / "mine"))
+    assert (images[:, 2] > 200).all() and (images[:, :2] < 60).all()
+
+
+def test_a_large_photograph_is_read(tmp_path):
+    folder = tree(tmp_path / "mine", "flat")
+    paint(folder / "large.png", 25, (4000, 4000))
+    assert 25 in all_numbers(load_folder(folder))
+
+
+@pytest.mark.parametrize("size", [(10_000, 9_500), (20_000, 10_000)], ids=["Pillow warns", "Pillow refuses"])
+def test_a_small_file_of_hundreds_of_megabytes_of_pixels_is_skipped(tmp_path, capsys, recwarn, size):
+    """A decompression bomb."""
+    folder = tree(tmp_path / "mine", "flat")
+    Image.new("1", size).save(folder / "bomb.png")
+    assert all_numbers(load_folder(folder)) == list(range(20))
+    assert "1 of 21 files" in (said := capsys.readouterr().out) and "bomb.png" in said and not list(recwarn)
+
+
+def test_a_postscript_file_is_never_run(tmp_path, capsys, monkeypatch):
+    """Pillow would hand it to Ghostscript, whatever the file is called: PostScript is a programming language."""
+    folder = tree(tmp_path / "mine", "flat")
+    Image.new("RGB", (8, 8)).save(folder / "picture.png", "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ran := Mock(return_value=Image.new("RGB", (8, 8)).im))
+    load_folder(folder)
+    assert not ran.called and "picture.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_a_file_that_is_too_large_is_not_even_read(tmp_path, capsys, monkeypatch, zipped):
+    """Of a zip of 2 kB that holds gigabytes, nothing is unpacked but what fits."""
+    monkeypatch.setattr(vae, "LARGEST_FILE", 1 << 20)
+    folder = tree(tmp_path / "mine", "flat")
+    (folder / "bomb.png").write_bytes(bytes(2 << 20))
+    read = Mock(side_effect=Path.read_bytes, autospec=True)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path))
+    place = folder
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in folder.iterdir():
+                archive.write(file, file.name)
+        place = tmp_path / "mine.zip"
+    assert all_numbers(load_folder(place)) == list(range(20))
+    assert "1 of 21 files" in (said := capsys.readouterr().out) and "bomb.png" in said
+    assert folder / "bomb.png" not in [call.args[0] for call in read.call_args_list]
+
+
+def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_it_says(tmp_path, capsys):
+    folder = tree(tmp_path / "mine", "flat")
+    (folder / "lie.png").write_bytes(bytes(1 << 20))
+    place = zip_folder(folder, tmp_path / "mine.zip")
+    content = bytearray(place.read_bytes())
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"lie.png"))
+    content[entry + 24:entry + 28] = struct.pack("<I", 100)   # the size in the list of contents
+    place.write_bytes(content)
+    with zipfile.ZipFile(place) as archive, pytest.raises(zipfile.BadZipFile):
+        archive.read("lie.png")
+    assert all_numbers(load_folder(place)) == list(range(20)) and "lie.png" in capsys.readouterr().out
+
+
+def test_a_zip_whose_names_climb_out_of_it_writes_nothing(tmp_path):
+    """It is read where it is."""
+    paint(tmp_path / "one.png", 3)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "deep" / "er" / "mine.zip", "w") as archive:
+        for i, name in enumerate(["../../out.png", "/tmp/out.png", "..\\out.png", "C:\\out.png", "in.png"]):
+            archive.write(paint(tmp_path / "one.png", i), name)
+    before = sorted(tmp_path.rglob("*"))
+    assert all_numbers(load_folder(tmp_path / "deep" / "er" / "mine.zip")) == list(range(5))
+    assert sorted(p for p in tmp_path.rglob("*") if "cache" not in p.parts) == before and not Path("/tmp/out.png").exists()
+
+
+@pytest.mark.parametrize("where", ["a member", "the list of contents"])
+def test_a_zip_with_a_damaged_place_never_gives_other_images(tmp_path, capsys, where):
+    place = zip_folder(tree(tmp_path / "mine", "flat"), tmp_path / "mine.zip")
+    content = bytearray(place.read_bytes())
+    content[content.index(b"IDAT") + 8 if where == "a member" else content.rindex(b"PK\x01\x02") + 16] ^= 255   # in the second, its checksum
+    place.write_bytes(content)
+    assert len(all_numbers(load_folder(place))) == 19 and "1 of 20 files" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_read_named_and_printed(tmp_path, capsys):
+    """Files from an old Windows or a Mac: Übung in Latin-1."""
+    folder = tmp_path / os.fsdecode(b"\xdcbungen")
+    try:
+        tree(folder, "splits")
+        (folder / "train" / "even").rename(folder / "train" / os.fsdecode(b"\xdcbung"))
+        (folder / "test" / "even").rename(folder / "test" / os.fsdecode(b"\xdcbung"))
+        (folder / "train" / os.fsdecode(b"br\xfcchig.png")).write_bytes(b"broken")
+    except OSError:
+        pytest.skip("this file system knows no such names")
+    data = load_folder(folder)
+    said = capsys.readouterr().out
+    for text in (data.title, *data.label_names, said):
+        text.encode()
+    assert all_numbers(data) == list(range(20)) and "br\\udcfcchig.png" in said
+
+
 def test_odd_sizes_and_mixed_modes_become_rgb_squares(tmp_path):
     for i, (size, mode) in enumerate([((7, 31), "L"), ((50, 13), "RGB"), ((33, 33), "RGBA"), ((9, 8), "P"), ((1, 1), "RGB")]):
         paint(tmp_path / "mine" / f"{i}.png", i, size, mode)
@@ -352,6 +484,19 @@ def test_a_cache_that_cannot_be_written_only_prints(tmp_path, monkeypatch, capsy
     assert "could not be cached" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_what_is_written_can_be_read_by_whom_the_user_lets_read(cached, model, tmp_path):
+    """safetensors makes files for their owner alone: a cache or a run that others share would be missing to them."""
+    before = os.umask(0o027)
+    try:
+        cached.file.unlink()
+        load_folder(cached.folder)
+        vae.save_checkpoint(model, tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(f.stat().st_mode) for f in (cached.file, *(tmp_path / "run").iterdir())} == {0o640}
+
+
 # ── torchvision's data sets ─────────────────────────────────────────────────────────────────────
 
 CLASSES = {"cifar10": "CIFAR10", "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "celeba": "CelebA"}
@@ -373,17 +518,25 @@ def numbered(*shape):
     return pixels
 
 
-@pytest.mark.parametrize("name, folder, title", [("mnist", "MNIST", "MNIST"), ("fashion_mnist", "FashionMNIST", "Fashion-MNIST")])
-def test_idx_files_are_read_pixel_by_pixel(tmp_path, name, folder, title):
-    pixels, labels, raw = numbered(28, 28, 1), np.arange(30, dtype=np.uint8) % 10, tmp_path / "data" / folder / "raw"
-    raw.mkdir(parents=True)
+def idx_files():
+    """MNIST's four files with the pixels of numbered(28, 28, 1), by name."""
+    pixels, labels, files = numbered(28, 28, 1), np.arange(30, dtype=np.uint8) % 10, {}
     for prefix, part in ("train", slice(20)), ("t10k", slice(20, 30)):
         count = len(labels[part])
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + pixels[part].tobytes())
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels[part].tobytes())
+        files[f"{prefix}-images-idx3-ubyte"] = struct.pack(">IIII", 0x803, count, 28, 28) + pixels[part].tobytes()
+        files[f"{prefix}-labels-idx1-ubyte"] = struct.pack(">II", 0x801, count) + labels[part].tobytes()
+    return files
+
+
+@pytest.mark.parametrize("name, folder, title", [("mnist", "MNIST", "MNIST"), ("fashion_mnist", "FashionMNIST", "Fashion-MNIST")])
+def test_idx_files_are_read_pixel_by_pixel(tmp_path, name, folder, title):
+    raw = tmp_path / "data" / folder / "raw"
+    raw.mkdir(parents=True)
+    for file, content in idx_files().items():
+        (raw / file).write_bytes(content)
     data = vae.load_dataset(name, download=False)
     assert data.title == title and data.channels == 1
-    check_pixels(data, pixels, 10)
+    check_pixels(data, numbered(28, 28, 1), 10)
 
 
 class StandIn:
@@ -417,6 +570,130 @@ def test_another_image_size_is_resized(monkeypatch):
     assert half.image_size == 16
     averages = full.test.images.float().unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean((3, 5))
     assert torch.corrcoef(torch.stack([averages.flatten(), half.test.images.float().flatten()]))[0, 1] > 0.9
+
+
+# torchvision's own download and checksums, from a server on this machine
+
+def cifar_files():
+    """CIFAR-10's seven files with the pixels of numbered(32, 32, 3), by name."""
+    pixels = numbered(32, 32, 3).transpose(0, 3, 1, 2).reshape(30, -1)
+    parts = {**{f"data_batch_{i + 1}": slice(4 * i, 4 * i + 4) for i in range(5)}, "test_batch": slice(20, 30)}
+    files = {name: {"data": pixels[part], "labels": [i % 10 for i in range(30)][part]} for name, part in parts.items()}
+    return {name: pickle.dumps(content) for name, content in {**files, "batches.meta": {"label_names": list("abcdefghij")}}.items()}
+
+
+def tar_of(files):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files.items():
+            (info := tarfile.TarInfo(f"cifar-10-batches-py/{name}")).size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """files: what a web server of this machine hands out; send: what it makes of a file; asked: the names that it was asked for."""
+    site = SimpleNamespace(files={}, send=lambda content: content, asked=[])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = site.files[self.path[1:]]
+            site.asked.append(self.path[1:])
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(site.send(content))
+
+        do_HEAD, log_message = do_GET, lambda *args: None
+
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "*")
+    datasets, url = vae.import_torchvision().datasets, f"http://127.0.0.1:{web.server_port}/"
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in idx_files().items()}
+    site.files |= packed
+    for kind in (datasets.MNIST, datasets.FashionMNIST):
+        monkeypatch.setattr(kind, "mirrors", [url])
+        monkeypatch.setattr(kind, "resources", [(name, md5(content)) for name, content in packed.items()])
+    batches = cifar_files()
+    site.files["cifar-10-python.tar.gz"] = tar_of(batches)
+    for name, value in {"url": f"{url}cifar-10-python.tar.gz", "tgz_md5": md5(site.files["cifar-10-python.tar.gz"]),
+                        "train_list": [[name, md5(content)] for name, content in batches.items() if "data" in name],
+                        "test_list": [["test_batch", md5(batches["test_batch"])]],
+                        "meta": {"filename": "batches.meta", "key": "label_names", "md5": md5(batches["batches.meta"])}}.items():
+        monkeypatch.setattr(datasets.CIFAR10, name, value)
+    yield site
+    web.shutdown()
+    web.server_close()
+
+
+DOWNLOADED = {"cifar10": ("cifar-10-batches-py", (32, 32, 3)), "mnist": ("MNIST/raw", (28, 28, 1)), "fashion_mnist": ("FashionMNIST/raw", (28, 28, 1))}
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+@pytest.mark.parametrize("send", [lambda content: content[:len(content) // 2], lambda content: b"<html>try again tomorrow</html>",
+                                  lambda content: content[:50] + bytes([content[50] ^ 1]) + content[51:]],
+                         ids=["hangs up half way", "an error page", "another bit"])
+def test_a_download_that_went_wrong_is_refused_and_starts_over_the_next_time(server, monkeypatch, name, send):
+    right, server.send = server.send, send
+    with pytest.raises(vae.DatasetUnavailable, match="download: "):
+        vae.load_dataset(name)
+    server.send = right
+    check_pixels(vae.load_dataset(name), numbered(*DOWNLOADED[name][1]), 10)
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+@pytest.mark.parametrize("cut", [lambda content: content[:len(content) // 2], lambda content: content[:2], lambda content: b"", None],
+                         ids=["half", "two bytes", "empty", "missing"])
+def test_files_that_were_half_unpacked_are_unpacked_again(server, tmp_path, name, cut):
+    """torchvision takes MNIST's for whole by their names."""
+    folder, shape = DOWNLOADED[name]
+    vae.load_dataset(name)
+    for file in [f for f in (tmp_path / "data" / folder).iterdir() if f.suffix != ".gz"]:
+        file.write_bytes(cut(file.read_bytes())) if cut else file.unlink()
+        check_pixels(vae.load_dataset(name), numbered(*shape), 10)
+    shutil.rmtree(tmp_path / "data" / folder)
+    check_pixels(vae.load_dataset(name), numbered(*shape), 10)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["refused", "killed in the middle, then refused"])
+def test_what_could_not_be_read_is_still_there_when_the_download_fails(server, tmp_path, killed):
+    """Three of the four files are whole."""
+    vae.load_dataset("mnist")
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"")
+    before, server.send = {f.name: f.read_bytes() for f in raw.iterdir()}, lambda content: b""
+    if killed:   # what stands there then
+        raw.rename(raw.with_name("raw.unreadable"))
+        raw.mkdir()
+        (raw / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+    with pytest.raises(vae.DatasetUnavailable):
+        vae.load_dataset("mnist")
+    assert {f.name: f.read_bytes() for f in raw.iterdir()} == before and [f.name for f in raw.parent.iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize("how", ["an error", "a page in place of the file"])
+def test_the_used_up_quota_of_celeba_says_where_the_images_are_without_one(monkeypatch, how):
+    """torchvision's own way to Google Drive, with what gdown does then."""
+    def download(id, output, **options):
+        if how == "an error":
+            raise RuntimeError("Failed to retrieve file url:\n\n\tToo many users have viewed or downloaded this file recently.")
+        Path(output).write_text("<html>Google Drive - Quota exceeded</html>")
+
+    monkeypatch.setitem(sys.modules, "gdown", gdown := ModuleType("gdown"))
+    gdown.download = download
+    with pytest.raises(vae.DatasetUnavailable, match="Kaggle's copy has none") as caught:
+        vae.load_dataset("celeba")
+    assert ("download: Failed to retrieve" if how == "an error" else "download: File not found or corrupted") in str(caught.value)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert vae.load_dataset("celeba", or_shapes=True).name == "shapes"
+    assert "Kaggle's copy has none" in said.getvalue()
 
 
 def no_network(*args, download=False, **kwargs):
@@ -541,7 +818,45 @@ def test_celeba_follows_corrected_tables(celeba):
 def test_celeba_images_without_attributes_are_counted_and_left_out(celeba, capsys):
     write_attributes(celeba, [i for i in range(20) if i != 3])
     assert 3 not in numbers(load_celeba())["train"]
-    assert "1 images without a row of attributes" in capsys.readouterr().out
+    assert "1 images without a row in list_attr_celeba" in capsys.readouterr().out
+
+
+def test_celeba_images_without_a_partition_are_counted_and_left_out(celeba, capsys):
+    """They are of no split; an image must not vanish in silence."""
+    write_partition(celeba, PARTS[:18])
+    assert sorted(numbers(load_celeba())["test"]) == [17]
+    assert "2 images without a row in list_eval_partition" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", [3, 6, 8], ids=["last value", "last two values", "last three values"])
+def test_a_table_cut_inside_its_last_row_is_refused(celeba, cut):
+    write_attributes(celeba, cut=cut)
+    with pytest.raises(vae.DatasetUnavailable, match="line 22 of list_attr_celeba is not an image and 3 of the numbers -1, 0, 1"):
+        load_celeba()
+
+
+def test_a_table_cut_inside_its_last_name_does_not_make_it_the_names_of_the_attributes(celeba):
+    text = (celeba / "list_attr_celeba.txt").read_text()
+    (celeba / "list_attr_celeba.txt").write_text(text[:text.rindex("0020.jpg")])
+    with pytest.raises(vae.DatasetUnavailable, match="line 22 of list_attr_celeba"):
+        load_celeba()
+
+
+@pytest.mark.parametrize("table, old, new", [("list_attr_celeba", "  1", "  7"), ("list_attr_celeba", "-1", ""), ("list_attr_celeba", "-1", "-1 -1"),
+                                             ("list_attr_celeba", "-1", "no"), ("list_eval_partition", "jpg 1", "jpg 3"), ("list_eval_partition", "jpg 1", "jpg")])
+def test_rows_that_cannot_be_right_are_refused(celeba, table, old, new):
+    path = celeba / f"{table}.txt"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(vae.DatasetUnavailable, match=f"line \\d+ of {table}"):
+        load_celeba()
+
+
+def test_a_half_unpacked_celeba_is_read_from_its_zip(celeba, tmp_path):
+    (celeba / "img_align_celeba").mkdir()
+    for file in FILES[:7]:
+        shutil.copy(tmp_path / "source" / "img_align_celeba" / file, celeba / "img_align_celeba")
+    assert all_numbers(load_celeba()) == list(range(20))
 
 
 def test_celeba_is_read_after_its_download(celeba, tmp_path, monkeypatch):

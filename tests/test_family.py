@@ -351,8 +351,8 @@ def test_a_collapsed_codebook_is_told():
     ({"model": "vq_vae", "beta": 4}, "model vq_vae has none: leave beta out"),
     ({"model": "vae", "codebook": 9}, "codebook is for model vq_vae, not vae"),
     ({"model": "vae", "conditions": 3}, "conditions are for model cvae"),
-    ({"model": "cvae", "conditions": -1}, "conditions must be a whole number of at least 0"),
-    ({"model": "vq_vae", "codebook": 0}, "codebook must be a whole number of at least 1"),
+    ({"model": "cvae", "conditions": -1}, "conditions must be a whole number from 0 to"),
+    ({"model": "vq_vae", "codebook": 0}, "codebook must be a whole number from 1 to"),
 ])
 def test_what_cannot_work_is_said_in_one_sentence(choices, said):
     with pytest.raises(vae.VAEError, match=said) as err:
