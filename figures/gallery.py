@@ -216,7 +216,7 @@ def main() -> None:
     if args.jobs < 1:
         raise vae.VAEError(f"--jobs must be 1 or more, not {args.jobs}.")
     began = time.perf_counter()
-    slowest_first = sorted(args.only, key=lambda name: ENTRIES[name][2].get("model") != "vq_vae")   # so that no core is idle at the end
+    slowest_first = sorted(args.only, key=lambda name: -measured().get(name, {}).get("seconds", 0))   # so that no core is idle at the end
     there, trained_now = set(), set()
     for name, origin, numbers in Parallel(args.jobs, return_as="generator_unordered")(map(delayed(train_and_measure), slowest_first)):
         there |= {name} if origin else set()
