@@ -160,7 +160,7 @@ class Lab:
             "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)")
 
 
-def workplace(folder: Path, notebooks: dict[str, str] | None = None) -> Path:
+def workplace(folder: Path) -> Path:
     """A folder in which notebooks can be run and saved without touching the repository's: copies, beside a link to the module."""
     (folder / "notebooks").mkdir()
     (folder / "vae_helpers.py").symlink_to(HERE.parent / "vae_helpers.py")
@@ -176,7 +176,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workplace(Path(folder))
         cells = [nbformat.v4.new_code_cell(source) for source in (setup, *CELLS.values())]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), Path(folder) / "notebooks" / "widgets.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}),
+                       Path(folder) / "notebooks" / "widgets.ipynb")
         with Lab(Path(folder)) as lab:
             lab.run_all("notebooks/widgets.ipynb")
             for name, explorer in zip(CELLS, lab.explorers(), strict=True):
