@@ -2150,7 +2150,8 @@ class Explorer:
     """Controls and one picture, which is drawn anew in place. As the last line of a cell it shows itself.
 
     draw      one argument for each control → rows of images as draw_sheet takes them, and a sentence with what was measured
-    controls  argument of draw → the ipywidgets control that sets it
+    controls  argument of draw → the ipywidgets control that sets it; a slider has to start on one of its steps, since the
+              front end would move it there
     others    the control that plays, and buttons as (text, what a click does)
 
     Where there are no widgets (see has_widgets; also GitHub and PDF) it is the picture alone, which says everything; in a
@@ -2158,6 +2159,7 @@ class Explorer:
     """
 
     STYLE = {"style": {"description_width": "initial"}, "layout": {"width": "340px"}}   # descriptions are not cut
+    TOGGLE = {"style": {"description_width": "initial", "button_width": "auto"}, "layout": {"width": "auto"}}
 
     def __init__(self, title: str, draw: Callable[..., tuple[dict[str, Tensor], str]], controls: dict, others: Sequence = ()):
         import ipywidgets as widgets
@@ -2252,8 +2254,8 @@ def explore_interpolation(model: VAE, data: ImageData, image_a: int = 0, image_b
     choose = lambda which: widgets.Dropdown(options=list(of_class), description=f"class of {which}", **Explorer.STYLE)   # noqa: E731
     controls = {"class_a": choose("A"), "number_a": number(image_a, "A"), "class_b": choose("B"), "number_b": number(image_b, "B"),
                 "steps": widgets.IntSlider(steps, 2, 20, description="steps", **Explorer.STYLE), "position": position,
-                "method": widgets.ToggleButtons(options=list(METHODS), description="path", style={"button_width": "auto"}),
-                "code": widgets.ToggleButtons(options=["means", "noisy samples"], description="codes", style={"button_width": "auto"})}
+                "method": widgets.ToggleButtons(options=list(METHODS), description="path", **Explorer.TOGGLE),
+                "code": widgets.ToggleButtons(options=["means", "noisy samples"], description="codes", **Explorer.TOGGLE)}
     random_pair = lambda: explorer.set(**dict(zip(("number_a", "number_b"), torch.randint(count, (2,), generator=rng).tolist())))   # noqa: E731
     save = lambda: f"Saved to {save_strip(list(explorer.rows.values())[1], file.value)}"   # noqa: E731
     explorer = Explorer(f"From one test image to another: {data.title}", draw, controls, [play, ("random pair", random_pair), file, ("save", save)])
@@ -2284,9 +2286,9 @@ def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float
 
     slider = partial(widgets.FloatSlider, step=0.1, readout_format=".1f", **Explorer.STYLE)
     region = widgets.ToggleButtons(options={"box": "z_range", "shell": "radius", "tempered prior": "temperature"}, description="region",
-                                   style={"button_width": "auto"})
+                                   **Explorer.TOGGLE)
     places = {"z_range": widgets.FloatRangeSlider(value=z_range, min=-6, max=6, step=0.1, readout_format=".1f", description="z_range", **Explorer.STYLE),
-              "radius": slider(math.sqrt(model.config.latent_dim), min=0, max=40, description="radius"),
+              "radius": slider(round(math.sqrt(model.config.latent_dim), 1), min=0, max=40, description="radius"),
               "temperature": slider(1.0, min=0, max=3, description="temperature")}
     for name, place in places.items():   # moving a slider chooses its region
         place.observe(lambda change, name=name: setattr(region, "value", name), "value")
@@ -2296,51 +2298,44 @@ def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float
 
 
 def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor] | None = None, image: int = 0) -> Explorer:
-    """Task 3: a code in hand: the ten dimensions with the largest KL, and multiples of attribute directions (see attribute_direction).
+    """Task 3: a code, moved along the ten dimensions with the largest KL and along attribute directions (see attribute_direction).
 
-    directions   name → (D,), added to the code; image: the test image whose code is the start
+    directions   name → (D,); image: the test image whose code is the start
     """
     import ipywidgets as widgets
     _need_plain_latents(model)
     q = aggregate_posterior(model, data.test.images[:500])
     dims = (q.kl_nats if q.kl_nats.any() else q.std).argsort(descending=True)[:10].tolist()   # a code without KL: by spread
-    directions, start, rng = directions or {}, {}, torch.Generator().manual_seed(0)
+    start, rng = {}, torch.Generator().manual_seed(0)
+
+    sliders = {f"dimension {d} ({q.kl_nats[d]:.1f} nats)": F.one_hot(torch.tensor(d), q.mu.shape[1]).float() for d in dims} | (directions or {})
 
     def draw(**values):
-        z = start["z"].clone()
-        z[dims] = torch.tensor([values[f"dim {d}"] for d in dims])
-        z = z + sum(values[name] * direction for name, direction in directions.items())
+        z = start["z"] + sum(values[name] * direction for name, direction in sliders.items())
         now = decode_images(model, z[None])
         first, *ends = start["rows"].items()
-        return ({first[0]: torch.cat([first[1], now]), **dict(ends)},
-                f"Now ‖z‖ = {z.norm():.2f}, {(z - start['z']).norm():.2f} from the start, contrast {contrast(now).item():.3f}. Means of test images: "
-                f"‖μ‖ = {q.mu.norm(dim=1).mean():.2f} ± {q.mu.norm(dim=1).std():.2f}.")
+        return {first[0]: torch.cat([first[1], now]), **dict(ends)}, (
+            f"Now ‖z‖ = {z.norm():.2f}, {(z - start['z']).norm():.2f} from the start, contrast {contrast(now).item():.3f}. Means of test images: "
+            f"‖μ‖ = {q.mu.norm(dim=1).mean():.2f} ± {q.mu.norm(dim=1).std():.2f}.")
 
-    def start_at(z: Tensor, caption: str, *original: Tensor) -> dict[str, float]:
-        """Take a code in hand; returns where the sliders then stand."""
-        ends = traverse(model, z, dims, (-3, 3))
+    def start_at(z: Tensor, caption: str, *original: Tensor) -> None:
         start.update(z=z, rows={caption: torch.cat([*original, decode_images(model, z[None])])} | {
-            f"the start, but with dimension {', '.join(map(str, dims))} at {end}": ends[:, i] for i, end in enumerate(("-3", "+3"))})
-        return stand()
+            f"the start, but dimension {', '.join(map(str, dims))} moved by {by:+d}": decode_images(model, z + by * torch.eye(len(z))[dims]) for by in (-3, 3)})
 
-    def stand() -> dict[str, float]:
-        return {f"dim {d}": start["z"][d].item() for d in dims} | dict.fromkeys(directions, 0.0)
-
-    def encoded(i: int) -> dict[str, float]:
+    def encode(i: int) -> None:
         one = data.test.images[i:i + 1]
-        return start_at(encode_images(model, one)[0][0], f"test image {i} · reconstruction · now", as_unit(one))
+        start_at(encode_images(model, one)[0][0], f"test image {i} · reconstruction · now", as_unit(one))
 
-    slider = partial(widgets.FloatSlider, step=0.1, readout_format=".1f", **Explorer.STYLE)
-    limit = max(5, math.ceil(q.mu[:, dims].abs().max()))
-    controls = {f"dim {d}": slider(min=-limit, max=limit, description=f"dimension {d} ({q.kl_nats[d]:.1f} nats)") for d in dims}
-    controls |= {name: slider(min=-3, max=3, description=name.replace("_", " ")) for name in directions}
-    for name, value in encoded(image).items():
-        controls[name].value = value
+    def reset(take: Callable = lambda *_: None, *what) -> None:
+        take(*what)
+        explorer.set(**dict.fromkeys(sliders, 0.0))
+
+    encode(image)
     number = widgets.BoundedIntText(image, 0, len(data.test.images) - 1, description="number of the test image", **Explorer.STYLE)
-    explorer = Explorer(f"One code, dimension by dimension: {data.title}", draw, controls, [
-        ("reset", lambda: explorer.set(**stand())),
-        ("random face", lambda: explorer.set(**start_at(torch.randn(model.config.latent_dim, generator=rng), "draw of N(0, I) · now"))),
-        number, ("encode a test face", lambda: explorer.set(**encoded(number.value)))])
+    explorer = Explorer(f"One code, dimension by dimension: {data.title}", draw, {
+        name: widgets.FloatSlider(0, min=-6, max=6, step=0.1, readout_format="+.1f", description=name.replace("_", " "), **Explorer.STYLE) for name in sliders}, [
+        ("reset", reset), number, ("encode a test face", lambda: reset(encode, number.value)),
+        ("random face", lambda: reset(start_at, torch.randn(model.config.latent_dim, generator=rng), "draw of N(0, I) · now"))])
     return explorer
 
 
@@ -2368,7 +2363,7 @@ def explore_models(models: dict[str, VAE], data: ImageData, by_beta: dict[str, V
         return ({f"test images {page * n} to {page * n + len(images) - 1}": images, **rows},
                 "MSE of these: " + ", ".join(f"{name} {(x - images).square().mean():.4f}" for name, x in rows.items()) + ".")
 
-    source = widgets.ToggleButtons(options=["test images", "draws of N(0, I)"], description="decode", style={"button_width": "auto"})
+    source = widgets.ToggleButtons(options=["test images", "draws of N(0, I)"], description="decode", **Explorer.TOGGLE)
     page = widgets.IntSlider(0, 0, (len(data.test.images) - 1) // n, description="which (page, or seed)", **Explorer.STYLE)
     beta = widgets.SelectionSlider(options=list(by_beta), value=list(by_beta)[-1], description="β", **Explorer.STYLE)
     return Explorer(f"The same through several models: {data.title}", draw, {"source": source, "page": page, "beta": beta})

@@ -81,7 +81,7 @@ class Lab:
         return self
 
     def _wait_for_server(self) -> None:
-        for _ in range(240):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"{self.address}/api/status", timeout=5).close()
                 return
@@ -102,8 +102,8 @@ class Lab:
 
     def run_all(self, name: str, timeout: float = 300) -> None:
         """Open a notebook and run all its cells; returns when the last one is done."""
-        self.page.goto(f"{self.address}/lab/tree/{name}?reset", wait_until="domcontentloaded", timeout=120_000)
-        self.page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
+        self.page.goto(f"{self.address}/lab/tree/{name}?reset", wait_until="domcontentloaded", timeout=300_000)
+        self.page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=300_000)
         self.page.set_default_timeout(timeout * 1000)
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")   # waits for the last cell
         self.page.set_default_timeout(30_000)

@@ -63,9 +63,8 @@ def click(explorer, text):
 
 def test_a_control_changes_the_one_picture_in_place(explorer):
     screen, before = explorer.screen, explorer.screen.value
-    name = {"position": 90, "radius": 9.0, "page": 2}.keys() & explorer.controls.keys() or {f"dim {k}" for k in range(4)} & explorer.controls.keys()
-    control = explorer.controls[sorted(name)[0]]
-    control.value = control.value + 1
+    control = next(explorer.controls[name] for name in ("position", "radius", "page", "wide") if name in explorer.controls)
+    control.value += 1
     assert explorer.screen is screen and screen.value != before
     assert [child for child in explorer.box.children if child is screen] == [screen]
 
@@ -145,6 +144,15 @@ def test_models_whose_latents_do_not_decode_by_themselves_are_refused_in_one_sen
 def test_a_conditional_model_cannot_be_interpolated_without_labels(shapes):
     with pytest.raises(vae.VAEError, match="conditional"):
         vae.explore_interpolation(untrained(model="cvae", conditions=3), shapes)
+
+
+def test_sliders_start_on_their_steps(explorer):
+    """A browser rounds a slider to its steps and sends the new value: a region was chosen that nobody had chosen."""
+    for name, control in explorer.controls.items():
+        if hasattr(control, "step"):
+            for value in np.atleast_1d(control.value):
+                steps = (value - control.min) / control.step
+                assert steps == pytest.approx(round(steps), abs=1e-6), name
 
 
 # ── Interpolation ───────────────────────────────────────────────────────────────────────────────
@@ -264,19 +272,27 @@ def test_an_empty_range_leaves_the_picture_and_says_why(region):
 
 # ── Dimensions ──────────────────────────────────────────────────────────────────────────────────
 
+def dims_of(explorer):
+    return [int(name.split()[1]) for name in explorer.controls if name.startswith("dimension")]
+
+
+def slider(explorer, dim):
+    return next(control for name, control in explorer.controls.items() if name.startswith(f"dimension {dim} "))
+
+
 def test_sliders_are_sorted_by_kl(dimensions, model, shapes):
     q = vae.aggregate_posterior(model, shapes.test.images)
-    assert [name for name in dimensions.controls if name.startswith("dim ")] == [f"dim {d}" for d in q.kl_nats.argsort(descending=True).tolist()]
+    assert dims_of(dimensions) == q.kl_nats.argsort(descending=True).tolist()
 
 
 def now(explorer):
     return rows(explorer)[0][-1]
 
 
-def test_a_dimension_slider_sets_that_coordinate(dimensions, model, shapes):
+def test_a_dimension_slider_moves_that_coordinate(dimensions, model, shapes):
     z = vae.encode_images(model, shapes.test.images[:1])[0]
-    dimensions.controls["dim 2"].value = -1.5
-    z[0, 2] = -1.5
+    slider(dimensions, 2).value = -1.5
+    z[0, 2] -= 1.5
     torch.testing.assert_close(now(dimensions), vae.decode_images(model, z)[0])
 
 
@@ -288,7 +304,8 @@ def test_an_attribute_slider_adds_its_direction(dimensions, model, shapes):
 
 
 def test_reset_goes_back_to_the_reconstruction(dimensions, model, shapes):
-    dimensions.set(**{"dim 0": 2.0, "wide": 1.0})
+    slider(dimensions, 0).value = 2.0
+    dimensions.set(wide=1.0)
     click(dimensions, "reset")
     torch.testing.assert_close(now(dimensions), reconstruct(model, shapes.test.images[:1])[0])
     assert "0.00 from the start" in dimensions.sentence
@@ -299,7 +316,7 @@ def test_random_face_and_reset_keep_that_face(dimensions, model):
     z = torch.randn(4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(now(dimensions), vae.decode_images(model, z[None])[0])
     assert len(rows(dimensions)[0]) == 2   # nobody has photographed it
-    dimensions.controls["dim 1"].value = 3.0
+    slider(dimensions, 1).value = 3.0
     click(dimensions, "reset")
     torch.testing.assert_close(now(dimensions), vae.decode_images(model, z[None])[0])
 
@@ -313,11 +330,13 @@ def test_encode_a_test_face_takes_the_numbered_image(dimensions, model, shapes):
     torch.testing.assert_close(now(dimensions), reconstruct(model, shapes.test.images[7:8])[0])
 
 
-def test_the_small_rows_are_the_traversal_of_the_start(dimensions, model, shapes):
-    dims = [int(name[4:]) for name in dimensions.controls if name.startswith("dim ")]
-    expected = vae.traverse(model, vae.encode_images(model, shapes.test.images[:1])[0][0], dims, (-3, 3))
-    for row, side in zip(rows(dimensions)[1:], (0, 1)):
-        torch.testing.assert_close(row, expected[:, side])
+def test_the_small_rows_show_each_slider_at_minus_3_and_3(dimensions):
+    small = [row.clone() for row in rows(dimensions)[1:]]
+    for row, value in zip(small, (-3.0, 3.0), strict=True):
+        for image, dim in zip(row, dims_of(dimensions), strict=True):
+            click(dimensions, "reset")
+            slider(dimensions, dim).value = value
+            torch.testing.assert_close(now(dimensions), image)
 
 
 def test_an_autoencoder_without_kl_is_sorted_by_spread(shapes):
