@@ -2285,7 +2285,7 @@ def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float
                 f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {goal}.")
 
     slider = partial(widgets.FloatSlider, step=0.1, readout_format=".1f", **Explorer.STYLE)
-    region = widgets.ToggleButtons(options={"box": "z_range", "shell": "radius", "tempered prior": "temperature"}, description="region",
+    region = widgets.ToggleButtons(options=[("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")], description="region",
                                    **Explorer.TOGGLE)
     places = {"z_range": widgets.FloatRangeSlider(value=z_range, min=-6, max=6, step=0.1, readout_format=".1f", description="z_range", **Explorer.STYLE),
               "radius": slider(round(math.sqrt(model.config.latent_dim), 1), min=0, max=40, description="radius"),
