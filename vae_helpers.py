@@ -2159,12 +2159,12 @@ class Explorer:
     """
 
     STYLE = {"style": {"description_width": "initial"}, "layout": {"width": "340px"}}   # descriptions are not cut
-    TOGGLE = {"style": {"description_width": "initial", "button_width": "auto"}, "layout": {"width": "auto"}}
+    TOGGLE = {"style": {"button_width": "auto"}, "layout": {"width": "auto"}}
 
     def __init__(self, title: str, draw: Callable[..., tuple[dict[str, Tensor], str]], controls: dict, others: Sequence = ()):
         import ipywidgets as widgets
         self.title, self.draw, self.controls, self.rows = title, draw, controls, {}
-        self.screen, self.message = widgets.Image(format="jpeg", layout={"max_width": "100%"}), widgets.HTML()
+        self.screen, self.message = widgets.Image(format="jpeg", layout={"max_width": "100%", "align_self": "flex-start"}), widgets.HTML()
         self.update()
         for control in controls.values():
             control.observe(self.update, "value")
@@ -2254,8 +2254,8 @@ def explore_interpolation(model: VAE, data: ImageData, image_a: int = 0, image_b
     choose = lambda which: widgets.Dropdown(options=list(of_class), description=f"class of {which}", **Explorer.STYLE)   # noqa: E731
     controls = {"class_a": choose("A"), "number_a": number(image_a, "A"), "class_b": choose("B"), "number_b": number(image_b, "B"),
                 "steps": widgets.IntSlider(steps, 2, 20, description="steps", **Explorer.STYLE), "position": position,
-                "method": widgets.ToggleButtons(options=list(METHODS), description="path", **Explorer.TOGGLE),
-                "code": widgets.ToggleButtons(options=["means", "noisy samples"], description="codes", **Explorer.TOGGLE)}
+                "method": widgets.ToggleButtons(options=list(METHODS), **Explorer.TOGGLE),
+                "code": widgets.ToggleButtons(options=["means", "noisy samples"], **Explorer.TOGGLE)}
     random_pair = lambda: explorer.set(**dict(zip(("number_a", "number_b"), torch.randint(count, (2,), generator=rng).tolist())))   # noqa: E731
     save = lambda: f"Saved to {save_strip(list(explorer.rows.values())[1], file.value)}"   # noqa: E731
     explorer = Explorer(f"From one test image to another: {data.title}", draw, controls, [play, ("random pair", random_pair), file, ("save", save)])
@@ -2285,8 +2285,7 @@ def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float
                 f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {goal}.")
 
     slider = partial(widgets.FloatSlider, step=0.1, readout_format=".1f", **Explorer.STYLE)
-    region = widgets.ToggleButtons(options=[("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")], description="region",
-                                   **Explorer.TOGGLE)
+    region = widgets.ToggleButtons(options=[("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")], **Explorer.TOGGLE)
     places = {"z_range": widgets.FloatRangeSlider(value=z_range, min=-6, max=6, step=0.1, readout_format=".1f", description="z_range", **Explorer.STYLE),
               "radius": slider(round(math.sqrt(model.config.latent_dim), 1), min=0, max=40, description="radius"),
               "temperature": slider(1.0, min=0, max=3, description="temperature")}
@@ -2363,7 +2362,7 @@ def explore_models(models: dict[str, VAE], data: ImageData, by_beta: dict[str, V
         return ({f"test images {page * n} to {page * n + len(images) - 1}": images, **rows},
                 "MSE of these: " + ", ".join(f"{name} {(x - images).square().mean():.4f}" for name, x in rows.items()) + ".")
 
-    source = widgets.ToggleButtons(options=["test images", "draws of N(0, I)"], description="decode", **Explorer.TOGGLE)
+    source = widgets.ToggleButtons(options=["test images", "draws of N(0, I)"], **Explorer.TOGGLE)
     page = widgets.IntSlider(0, 0, (len(data.test.images) - 1) // n, description="which (page, or seed)", **Explorer.STYLE)
     beta = widgets.SelectionSlider(options=list(by_beta), value=list(by_beta)[-1], description="β", **Explorer.STYLE)
     return Explorer(f"The same through several models: {data.title}", draw, {"source": source, "page": page, "beta": beta})

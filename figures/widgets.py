@@ -2,7 +2,7 @@
 
     python figures/widgets.py    needs the real data, and Chromium (on Debian: apt-get install chromium); about two minutes
 
-shows the four explorers with the released weights, moves every slider by keyboard, and writes figures/widget_*.png and
+shows the four explorers with the released weights, moves every slider by keyboard, and writes figures/widget_*.jpg and
 figures/widgets.json: the milliseconds from a key to the new picture on the screen, which figures/make.py --texts fills into
 README.md. tests/test_browser.py opens the notebooks themselves with what stands here.
 """
@@ -172,7 +172,7 @@ def workplace(folder: Path) -> Path:
 def main() -> None:
     setup = nbformat.read(next((HERE.parent / "notebooks").glob("Task1*")), 4).cells
     setup = next(cell.source for cell in setup if cell.cell_type == "code")
-    latency, sizes = {}, {}
+    latency = {}
     with tempfile.TemporaryDirectory() as folder:
         workplace(Path(folder))
         cells = [nbformat.v4.new_code_cell(source) for source in (setup, *CELLS.values())]
@@ -184,7 +184,7 @@ def main() -> None:
                 latency[name] = lab.move_every_slider(explorer, times=10)
                 every = [ms for found in latency[name].values() for ms in found]
                 print(f"{name:14} {len(every):4} moves, median {statistics.median(every):5.1f} ms, worst {max(every):5.1f} ms")
-                explorer.screenshot(path=HERE / f"widget_{name}.png")
+                explorer.screenshot(path=HERE / f"widget_{name}.jpg", quality=85)
             if errors := lab.errors():
                 raise RuntimeError("\n".join(errors))
     numbers = {"hardware": f"{vae.hardware()}, {os.cpu_count()} cores"}
