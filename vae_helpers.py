@@ -2106,12 +2106,19 @@ def draw_sheet(title: str, rows: dict[str, Tensor], sentence: str, width: int = 
         grid = Image.fromarray(image_grid(images))
         grids.append(ImageOps.scale(grid, max(1, round(width / grid.width)), Image.Resampling.NEAREST))
     wide = max(width, *(grid.width for grid in grids))
-    lines = lambda text: textwrap.wrap(text, wide // 9)   # 9 pixels a letter is more than they take, so that none is cut   # noqa: E731
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
+
+    def lines(text):
+        filled = [""]
+        for word in text.split():
+            longer = f"{filled[-1]} {word}".strip()
+            filled[-1:] = [longer] if font.getlength(longer) <= wide - 4 or not filled[-1] else [filled[-1], word]
+        return filled
+
     parts = [*lines(title), *(part for caption, grid in zip(rows, grids) for part in (*lines(caption), grid)), *lines(sentence)]
     heights = [18 if isinstance(part, str) else part.height for part in parts]
     sheet = Image.new("RGB", (wide, sum(heights) + 8), "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
     for part, bottom in zip(parts, itertools.accumulate(heights)):
         if isinstance(part, str):
             pen.text((2, bottom), part, "black", font, anchor="lb")
@@ -2175,7 +2182,8 @@ class Explorer:
                 other = widgets.Button(description=text, layout={"width": "auto"})
                 other.on_click(partial(self._click, action))
             shown.append(other)
-        wrapped = [widgets.Box(part, layout={"flex_flow": "row wrap"}) for part in (list(controls.values()), shown)]
+        wrapped = [widgets.Box(list(controls.values()), layout={"display": "grid", "grid_template_columns": "repeat(auto-fill, 350px)"}),
+                   widgets.Box(shown, layout={"flex_flow": "row wrap"})]
         self.buttons = {b.description: b for b in shown if isinstance(b, widgets.Button)}
         self.box = widgets.VBox([*wrapped, self.message, self.screen])
 
@@ -2306,7 +2314,6 @@ def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor
     q = aggregate_posterior(model, data.test.images[:500])
     dims = (q.kl_nats if q.kl_nats.any() else q.std).argsort(descending=True)[:10].tolist()   # a code without KL: by spread
     start, rng = {}, torch.Generator().manual_seed(0)
-
     sliders = {f"dimension {d} ({q.kl_nats[d]:.1f} nats)": F.one_hot(torch.tensor(d), q.mu.shape[1]).float() for d in dims} | (directions or {})
 
     def draw(**values):
@@ -2325,16 +2332,22 @@ def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor
         one = data.test.images[i:i + 1]
         start_at(encode_images(model, one)[0][0], f"test image {i} · reconstruction · now", as_unit(one))
 
-    def reset(take: Callable = lambda *_: None, *what) -> None:
-        take(*what)
+    def reset() -> None:
         explorer.set(**dict.fromkeys(sliders, 0.0))
+
+    def another_face() -> None:
+        encode(number.value)
+        reset()
+
+    def random_face() -> None:
+        start_at(torch.randn(model.config.latent_dim, generator=rng), "draw of N(0, I) · now")
+        reset()
 
     encode(image)
     number = widgets.BoundedIntText(image, 0, len(data.test.images) - 1, description="number of the test image", **Explorer.STYLE)
     explorer = Explorer(f"One code, dimension by dimension: {data.title}", draw, {
         name: widgets.FloatSlider(0, min=-6, max=6, step=0.1, readout_format="+.1f", description=name.replace("_", " "), **Explorer.STYLE) for name in sliders}, [
-        ("reset", reset), number, ("encode a test face", lambda: reset(encode, number.value)),
-        ("random face", lambda: reset(start_at, torch.randn(model.config.latent_dim, generator=rng), "draw of N(0, I) · now"))])
+        ("reset", reset), number, ("encode a test face", another_face), ("random face", random_face)])
     return explorer
 
 
@@ -2344,7 +2357,6 @@ def explore_models(models: dict[str, VAE], data: ImageData, by_beta: dict[str, V
     by_beta   the models of the slider, as {"β = 0.1": model}
     """
     import ipywidgets as widgets
-
     everything = models | {f"{name} (slider)": m for name, m in by_beta.items()}
     images_of = lambda page: as_unit(data.test.images[page * n:page * n + n])   # noqa: E731
 
@@ -2364,7 +2376,7 @@ def explore_models(models: dict[str, VAE], data: ImageData, by_beta: dict[str, V
 
     source = widgets.ToggleButtons(options=["test images", "draws of N(0, I)"], **Explorer.TOGGLE)
     page = widgets.IntSlider(0, 0, (len(data.test.images) - 1) // n, description="which (page, or seed)", **Explorer.STYLE)
-    beta = widgets.SelectionSlider(options=list(by_beta), value=list(by_beta)[-1], description="β", **Explorer.STYLE)
+    beta = widgets.SelectionSlider(options=list(by_beta), value=list(by_beta)[-1], description="β of the last row", **Explorer.STYLE)
     return Explorer(f"The same through several models: {data.title}", draw, {"source": source, "page": page, "beta": beta})
 
 

@@ -31,7 +31,7 @@ def lab(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, count", EXPLORERS.items())
-def test_a_notebook_runs_and_its_widgets_answer(lab, name, count):
+def test_a_notebook_runs_and_its_widgets_answer(lab, capsys, name, count):
     lab.run_all(f"notebooks/{name}.ipynb")
     assert lab.errors() == []
     explorers, waits = lab.explorers(), []
@@ -48,34 +48,40 @@ def test_a_notebook_runs_and_its_widgets_answer(lab, name, count):
                 lab.waits_for(button.click)
         SHOTS.mkdir(parents=True, exist_ok=True)
         explorer.screenshot(path=SHOTS / f"{name[:5]}_{number}.png")
-    print(f"\n{name}: {len(waits)} moves, median {statistics.median(waits):.0f} ms, worst {max(waits):.0f} ms")
+    with capsys.disabled():
+        print(f"\n{name}: {len(waits)} moves, median {statistics.median(waits):.0f} ms, worst {max(waits):.0f} ms")
     lab.run_again(0)
     assert len(lab.explorers()) == count   # in place of the first, not below it
     assert lab.errors() == []
 
 
-def test_play_morphs_and_save_says_where(lab):
+@pytest.fixture(scope="module")
+def walk(lab):
+    """The explorer of Task 2, in its fresh state."""
     lab.run_all("notebooks/Task2_Latent_Interpolation.ipynb")
     explorer, = lab.explorers()
-    lab.watch(explorer)
-    shown = [explorer.locator("img.widget-image").get_attribute("src")]
-    explorer.locator(".widget-play button").first.click()
+    return explorer
+
+
+def test_play_morphs_and_save_says_where(lab, walk):
+    lab.watch(walk)
+    shown = [walk.locator("img.widget-image").get_attribute("src")]
+    walk.locator(".widget-play button").first.click()
     for _ in range(3):
         lab.page.wait_for_function("n => window.waits.length > n", arg=len(shown))
-        shown.append(explorer.locator("img.widget-image").get_attribute("src"))
+        shown.append(walk.locator("img.widget-image").get_attribute("src"))
     assert len(set(shown)) == 4
-    explorer.get_by_role("button", name="save").click()
-    explorer.get_by_text("Saved to").wait_for()
-    assert Path(explorer.get_by_text("Saved to").inner_text().removeprefix("Saved to ")).stat().st_size > 1000
+    walk.get_by_role("button", name="save").click()
+    walk.get_by_text("Saved to").wait_for()
+    assert Path(walk.get_by_text("Saved to").inner_text().removeprefix("Saved to ")).stat().st_size > 1000
     assert lab.errors() == []
 
 
-def test_both_themes_are_readable(lab):
+def test_both_themes_are_readable(lab, walk):
     """The picture has its own white ground; the labels take the colour of the theme."""
     for theme in ("JupyterLab Dark", "JupyterLab Light"):
         lab.page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
         lab.page.wait_for_timeout(1500)
-        explorer, = lab.explorers()
-        explorer.screenshot(path=SHOTS / f"{theme.split()[1].lower()}.png")
-        lightness = explorer.locator(".widget-label").first.evaluate("label => getComputedStyle(label).color.match(/\\d+/g).slice(0, 3).map(Number)")
+        walk.screenshot(path=SHOTS / f"{theme.split()[1].lower()}.png")
+        lightness = walk.locator(".widget-label").first.evaluate("label => getComputedStyle(label).color.match(/\\d+/g).slice(0, 3).map(Number)")
         assert (sum(lightness) / 3 > 128) is (theme == "JupyterLab Dark")

@@ -1,7 +1,9 @@
 """The committed notebooks: valid, run in one go without errors, alike in their set-up, and true to their own outputs."""
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -70,7 +72,20 @@ def test_the_check_for_stale_numbers_finds_one():
 def test_set_up_cell_is_the_same_everywhere_and_short():
     setups = {cells(path, "code")[0].source for path in NOTEBOOKS}
     assert len(setups) == 1
-    assert len(setups.pop().splitlines()) <= 8
+    assert len(setups.pop().splitlines()) <= 12
+
+
+def test_set_up_cell_enables_widgets_on_colab_and_only_there(monkeypatch):
+    enabled = []
+    output = SimpleNamespace(enable_custom_widget_manager=lambda: enabled.append(True))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(cells(NOTEBOOKS[0], "code")[0].source, {})
+    assert enabled == []
+    for name, module in {"google": SimpleNamespace(), "google.colab": SimpleNamespace(output=output)}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(cells(NOTEBOOKS[0], "code")[0].source, {})
+    assert enabled == [True]
 
 
 def test_enough_cells_are_marked_for_nbval_to_compare():
