@@ -1,6 +1,6 @@
 # make notebooks   set up if needed, run the three notebooks; the executed copies go to runs/notebooks/
 # make test        set up if needed, run all tests and compare the notebooks' marked cells
-# make html        the three notebooks as pages with their images inside, in runs/html/
+# make html        the three notebooks as pages that load nothing from anywhere, in runs/html/
 # make release     train everything on the real data: committed outputs, checkpoints/, figures/, the numbers in the texts
 PYTHON ?= python3
 VENV   ?= .venv
@@ -22,7 +22,7 @@ test: $(VENV)/.ready
 	VAE_FAST=1 TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks
 
 html: $(VENV)/.ready
-	$(BIN)/python -m nbconvert --to html --embed-images --log-level=ERROR --output-dir runs/html $(TASK1) $(TASK2) $(TASK3)
+	$(BIN)/python figures/pages.py
 
 release: $(VENV)/.ready
 	VAE_TRAIN=1 $(RUN) --inplace $(TASK1) $(TASK3)

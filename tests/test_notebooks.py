@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "figures"))
+import pages
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+")   # 1,828.6  0.0107  45,000: what one would quote
 
@@ -63,6 +66,15 @@ class TestEach:
         texts = [c.source for c in cells(path, "markdown") if "**Seen.**" in c.source]
         assert len(texts) >= 5
         assert [n for text in texts for n in stale_numbers(text, printed(path))] == []
+
+
+    def test_as_a_page_it_holds_all_images_and_formulas_and_loads_nothing(self, path):
+        page, _ = pages.Pages().from_filename(path)
+        assert not re.search(r"<script|<link|src=[\"']?(https?:)?//|@import|url\([\"']?(https?:)?//", page)
+        shown = [o for c in cells(path, "code") for o in c.outputs if "image/png" in o.get("data", {})]
+        formulas = "\n".join(re.sub(r"`[^`]*`", "", c.source) for c in cells(path, "markdown")).replace("$$", "$").count("$") // 2
+        assert page.count("data:image/png;base64,") >= len(shown) > 5
+        assert page.count("<math ") == formulas > 10 and "$" not in re.sub(r"(?s)<style.*?</style>|<pre.*?</pre>", "", page)
 
 
 def test_the_check_for_stale_numbers_finds_one():
