@@ -2188,8 +2188,12 @@ class Explorer:
         self.box = widgets.VBox([*wrapped, self.message, self.screen])
 
     def update(self, change=None) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        if change and values == self.values:   # one control has set another, and that has drawn both
+            return
+        self.values = values
         try:
-            self.rows, self.sentence = self.draw(**{name: control.value for name, control in self.controls.items()})
+            self.rows, self.sentence = self.draw(**values)
         except VAEError as err:
             if not self.rows:
                 raise               # in the call that made it; later the last picture stays, with the reason below

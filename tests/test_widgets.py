@@ -245,6 +245,17 @@ def test_a_moved_slider_chooses_its_region(region, model, place):
     assert region.controls["region"].value == next(iter(place))
 
 
+def test_a_slider_that_chooses_its_region_draws_once(region):
+    shown = []
+    region.screen.observe(shown.append, "value")
+    region.controls["radius"].value += 1
+    assert region.controls["region"].value == "radius" and len(shown) == 1
+    drawn, draw = [], region.draw
+    region.draw = lambda **values: drawn.append(values) or draw(**values)
+    region.controls["temperature"].value = 0.5
+    assert len(drawn) == 1
+
+
 def test_it_starts_with_the_range_of_the_assignment(region, model):
     torch.testing.assert_close(rows(region)[0], vae.sample_images(model, 6, z_range=(-2.0, 2.0)))
 
