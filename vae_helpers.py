@@ -2095,35 +2095,33 @@ def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
 # ║ Widgets                                                                                    ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
+@lru_cache(maxsize=100)   # while a slider moves, most lines stay; to write one takes longer than to decode an image
+def draw_text(text: str, width: int) -> Image.Image:
+    """A text in lines of at most `width` pixels, 18 high, black on white."""
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if font.getlength(longer) <= width - 4 or not lines[-1] else [lines[-1], word]
+    picture = Image.new("RGB", (width, 18 * len(lines)), "white")
+    for number, line in enumerate(lines, 1):
+        ImageDraw.Draw(picture).text((2, 18 * number), line, "black", font, anchor="lb")
+    return picture
+
+
 def draw_sheet(title: str, rows: dict[str, Tensor], sentence: str, width: int = 720) -> Image.Image:
     """A title, rows of images (n, C, H, W) under their captions, and a sentence, black on white in any theme.
 
     By Pillow, in milliseconds: it is drawn anew whenever a slider moves. Pixels are enlarged by whole numbers, so that
-    every row comes close to `width`; one text line is 18 pixels high.
+    every row comes close to `width`.
     """
-    grids = []
-    for images in rows.values():
-        grid = Image.fromarray(image_grid(images))
-        grids.append(ImageOps.scale(grid, max(1, round(width / grid.width)), Image.Resampling.NEAREST))
+    grids = [Image.fromarray(image_grid(images)) for images in rows.values()]
+    grids = [ImageOps.scale(grid, max(1, round(width / grid.width)), Image.Resampling.NEAREST) for grid in grids]
     wide = max(width, *(grid.width for grid in grids))
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
-
-    def lines(text):
-        filled = [""]
-        for word in text.split():
-            longer = f"{filled[-1]} {word}".strip()
-            filled[-1:] = [longer] if font.getlength(longer) <= wide - 4 or not filled[-1] else [filled[-1], word]
-        return filled
-
-    parts = [*lines(title), *(part for caption, grid in zip(rows, grids) for part in (*lines(caption), grid)), *lines(sentence)]
-    heights = [18 if isinstance(part, str) else part.height for part in parts]
-    sheet = Image.new("RGB", (wide, sum(heights) + 8), "white")
-    pen = ImageDraw.Draw(sheet)
-    for part, bottom in zip(parts, itertools.accumulate(heights)):
-        if isinstance(part, str):
-            pen.text((2, bottom), part, "black", font, anchor="lb")
-        else:
-            sheet.paste(part, (0, bottom - part.height))
+    parts = [draw_text(title, wide), *(part for caption, grid in zip(rows, grids) for part in (draw_text(caption, wide), grid)), draw_text(sentence, wide)]
+    sheet = Image.new("RGB", (wide, sum(part.height for part in parts) + 8), "white")
+    for part, bottom in zip(parts, itertools.accumulate(part.height for part in parts)):
+        sheet.paste(part, (0, bottom - part.height))
     return sheet
 
 
