@@ -1,5 +1,6 @@
 # make notebooks   set up if needed, run the three notebooks; the executed copies go to runs/notebooks/
 # make test        set up if needed, run all tests and compare the notebooks' marked cells
+# make html        the three notebooks as pages that load nothing from anywhere, in runs/html/
 # make release     train everything on the real data: committed outputs, checkpoints/, figures/, the numbers in the texts
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,7 @@ TASK3  := notebooks/Task3_CelebA_Latent_Sampling.ipynb
 RUN    := TQDM_DISABLE=1 $(BIN)/python -m nbconvert --to notebook --execute --log-level=ERROR --ExecutePreprocessor.timeout=-1 \
           --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: notebooks test release
+.PHONY: notebooks test html release
 notebooks: $(VENV)/.ready
 	$(RUN) --output-dir runs/notebooks $(TASK1) $(TASK2) $(TASK3)
 	@echo "Executed copies are in runs/notebooks/. To work with them: $(BIN)/python -m jupyter lab notebooks"
@@ -19,6 +20,9 @@ notebooks: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest tests
 	VAE_FAST=1 TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks
+
+html: $(VENV)/.ready
+	$(BIN)/python figures/pages.py
 
 release: $(VENV)/.ready
 	VAE_TRAIN=1 $(RUN) --inplace $(TASK1) $(TASK3)

@@ -10,6 +10,7 @@ Read it from top to bottom; each section uses only what stands above it:
     Evaluation               the numbers of a model on held-out images; whole runs: load or train
     Latent space             encode, interpolate, sample regions, traverse, attribute arithmetic
     Plots                    one function per figure, each returns the matplotlib Figure
+    Widgets                  sliders over one picture; where no widgets are, the picture
 
 Conventions
     images   uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
@@ -19,14 +20,16 @@ Conventions
 """
 from __future__ import annotations
 
+import base64
 import bisect
 import colorsys
 import contextlib
 import dataclasses
 import hashlib
-import functools
+import html
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -39,7 +42,7 @@ import uuid
 import warnings
 import zipfile
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial, wraps
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
@@ -50,7 +53,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -217,7 +220,7 @@ def checked(function: Callable) -> Callable:
     optional = {name for name, p in signature.parameters.items() if p.default is None}
     alike = [pair for pair in ALIKE if known.keys() >= set(pair)]
 
-    @functools.wraps(function)
+    @wraps(function)
     def call(*args, **kwargs):
         if torch.compiler.is_compiling():   # a training step, checked when it was not compiled
             return function(*args, **kwargs)
@@ -2623,3 +2626,299 @@ def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
     """'mean ± sample standard deviation' of some seeds, or the bare value when there is only one."""
     spread = f" ± {np.std(values, ddof=1):,.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):,.{digits}f}{spread}"
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Widgets                                                                                    ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+@lru_cache(maxsize=100)   # while a slider moves, most lines stay; to write one takes longer than to decode an image
+def draw_text(text: str, width: int) -> Image.Image:
+    """A text in lines of at most `width` pixels, 18 high, black on white."""
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if font.getlength(longer) <= width - 4 or not lines[-1] else [lines[-1], word]
+    picture = Image.new("RGB", (width, 18 * len(lines)), "white")
+    for number, line in enumerate(lines, 1):
+        ImageDraw.Draw(picture).text((2, 18 * number), line, "black", font, anchor="lb")
+    return picture
+
+
+def draw_sheet(title: str, rows: dict[str, Tensor], sentence: str, width: int = 720) -> Image.Image:
+    """A title, rows of images (n, C, H, W) under their captions, and a sentence, black on white in any theme.
+
+    By Pillow, in milliseconds: it is drawn anew whenever a slider moves. Pixels are enlarged by whole numbers, so that
+    every row comes close to `width`.
+    """
+    grids = [Image.fromarray(image_grid(images)) for images in rows.values()]
+    grids = [ImageOps.scale(grid, max(1, round(width / grid.width)), Image.Resampling.NEAREST) for grid in grids]
+    wide = max(width, *(grid.width for grid in grids))
+    parts = [draw_text(title, wide), *(part for caption, grid in zip(rows, grids) for part in (draw_text(caption, wide), grid)), draw_text(sentence, wide)]
+    sheet = Image.new("RGB", (wide, sum(part.height for part in parts) + 8), "white")
+    for part, bottom in zip(parts, itertools.accumulate(part.height for part in parts)):
+        sheet.paste(part, (0, bottom - part.height))
+    return sheet
+
+
+def save_strip(images: Tensor, path: str | os.PathLike) -> Path:
+    """Images (n, C, H, W): a .png shows them side by side, a .gif one after the other, there and back. Returns the whole path.
+
+    A relative path is below runs_root(). Raises VAEError for other kinds of files.
+    """
+    path = runs_root().resolve() / path
+    frames = [Image.fromarray(image_grid(part)) for part in ([images] if path.suffix == ".png" else images.split(1))]
+    frames = [ImageOps.scale(frame, 4, Image.Resampling.NEAREST) for frame in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        frames[0].save(path)
+    elif path.suffix == ".gif":
+        frames[0].save(path, save_all=True, append_images=[*frames[1:], *frames[-2:0:-1]], duration=100, loop=0)   # ms; for ever
+    else:
+        raise VAEError(f"Name a file that ends in .png or .gif, not {path.name!r}.")
+    return path
+
+
+def has_widgets() -> bool:
+    """Whether somebody can move a slider. Nobody can in a script, or where the cell was sent by nbconvert, papermill or
+    nbval: they say in their request that input() would find no one, and a widget would be dead text in their notebook."""
+    from IPython import get_ipython
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and ("google.colab" in sys.modules or kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+
+
+class Explorer:
+    """Controls and one picture, which is drawn anew in place. As the last line of a cell it shows itself.
+
+    draw      one argument for each control → rows of images as draw_sheet takes them, and a sentence with what was measured
+    controls  argument of draw → the ipywidgets control that sets it; a slider has to start on one of its steps, since the
+              front end would move it there
+    others    the control that plays, and buttons as (text, what a click does)
+
+    Where there are no widgets (see has_widgets; also GitHub and PDF) it is the picture alone, which says everything; in a
+    script it is in .image. ipywidgets 7.7, which Colab has, and 8 both do.
+    """
+
+    STYLE = {"style": {"description_width": "initial"}, "layout": {"width": "340px"}}   # descriptions are not cut
+    TOGGLE = {"style": {"button_width": "auto"}, "layout": {"width": "auto"}}
+
+    def __init__(self, title: str, draw: Callable[..., tuple[dict[str, Tensor], str]], controls: dict, others: Sequence = ()):
+        import ipywidgets as widgets
+        self.title, self.draw, self.controls, self.rows = title, draw, controls, {}
+        self.screen, self.message = widgets.Image(format="jpeg", layout={"max_width": "100%", "align_self": "flex-start"}), widgets.HTML()
+        self.update()
+        for control in controls.values():
+            control.observe(self.update, "value")
+        shown = []
+        for other in others:
+            if isinstance(other, tuple):
+                text, action = other
+                other = widgets.Button(description=text, layout={"width": "auto"})
+                other.on_click(partial(self._click, action))
+            shown.append(other)
+        wrapped = [widgets.Box(list(controls.values()), layout={"display": "grid", "grid_template_columns": "repeat(auto-fill, 350px)"}),
+                   widgets.Box(shown, layout={"flex_flow": "row wrap"})]
+        self.buttons = {b.description: b for b in shown if isinstance(b, widgets.Button)}
+        self.box = widgets.VBox([*wrapped, self.message, self.screen])
+
+    def update(self, change=None) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        if change and values == self.values:   # one control has set another, and that has drawn both
+            return
+        self.values = values
+        try:
+            self.rows, self.sentence = self.draw(**values)
+        except VAEError as err:
+            if not self.rows:
+                raise               # in the call that made it; later the last picture stays, with the reason below
+            self.sentence = str(err)
+        self.image = draw_sheet(self.title, self.rows, self.sentence)
+        self.screen.value = self._encoded("JPEG", quality=95, subsampling=0)   # a fifth of the time that PNG takes
+
+    def set(self, **values) -> None:
+        """Set several controls, and draw once."""
+        for name, value in values.items():
+            self.controls[name].unobserve(self.update, "value")
+            self.controls[name].value = value
+            self.controls[name].observe(self.update, "value")
+        self.update()
+
+    def _encoded(self, kind: str, **options) -> bytes:
+        file = io.BytesIO()
+        self.image.save(file, kind, **options)
+        return file.getvalue()
+
+    def _click(self, action: Callable[[], str | None], button) -> None:
+        try:
+            self.message.value = html.escape(action() or "")
+        except (VAEError, OSError) as err:
+            self.message.value = html.escape(str(err))
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        bundle = {"image/png": base64.b64encode(self._encoded("PNG")).decode(), "text/plain": f"{self.title}\n{self.sentence}"}
+        if has_widgets():
+            bundle["application/vnd.jupyter.widget-view+json"] = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+        return bundle
+
+
+def explore_interpolation(model: VAE, data: ImageData, image_a: int = 0, image_b: int = 1, steps: int = 10) -> Explorer:
+    """Task 2: one test image turns into another, through the latent space and as a pixel cross-fade.
+
+    image_a, image_b   numbers of test images; where a class is chosen, the number counts within it
+    """
+    import ipywidgets as widgets
+    count, rng = len(data.test.images), torch.Generator().manual_seed(0)
+    of_class = {"any class": torch.arange(count)}
+    labels = data.test.labels[:, 0] if data.name == "shapes" else data.test.labels
+    if labels.ndim == 1 and len(data.label_names) > 1:   # attributes are no classes
+        of_class |= {name: (labels == k).nonzero()[:, 0] for k, name in enumerate(condition_names(data)) if (labels == k).any()}
+    name_of = lambda i: next((name for name, members in of_class.items() if name != "any class" and i in members), "")   # noqa: E731
+
+    @lru_cache(maxsize=1)   # while only the position moves
+    def paths(a, b, steps, method, code):
+        images = as_unit(data.test.images[[a, b]])
+        z = sample_codes(model, images) if code == "noisy samples" else encode_images(model, images)[0]
+        return images, z, decode_images(model, interpolate_latents(*z, steps, method)), cross_fade(*images, steps)
+
+    def draw(class_a, number_a, class_b, number_b, steps, position, method, code):
+        chosen = [of_class[c][n % len(of_class[c])].item() for c, n in ((class_a, number_a), (class_b, number_b))]
+        images, z, latent_path, pixel_path = paths(*chosen, steps, method, code)
+        t = torch.tensor(position / 100)
+        at_t = METHODS[method](z[:1], z[1:], t)
+        morph, fade = decode_images(model, at_t), torch.lerp(images[:1], images[1:], t)
+        rows = {f"A · decoded at t = {t:.2f} · pixel cross-fade · B": torch.cat([images[:1], morph, fade, images[1:]]),
+                f"through the latent space, {method}, {code}": latent_path, "pixel cross-fade": pixel_path}
+        names = [f"{which} is test image {i} ({name_of(i)})".replace(" ()", "") for which, i in zip("AB", chosen)]
+        return rows, (f"{', '.join(names)}. At t = {t:.2f}: ‖z‖ = {at_t.norm():.2f}, contrast {contrast(morph).item():.3f}, "
+                      f"of the cross-fade {contrast(fade).item():.3f}.")
+
+    position = widgets.IntSlider(50, 0, 100, description="position t (%)", **Explorer.STYLE)
+    play = widgets.Play(value=50, min=0, max=100, step=2, interval=80, description="morph")   # ms
+    widgets.jslink((play, "value"), (position, "value"))
+    file = widgets.Text("interpolation.gif", description="save the strip as .png or .gif", **Explorer.STYLE)
+    number = lambda value, which: widgets.BoundedIntText(value, 0, count - 1, description=f"number of {which}", **Explorer.STYLE)   # noqa: E731
+    choose = lambda which: widgets.Dropdown(options=list(of_class), description=f"class of {which}", **Explorer.STYLE)   # noqa: E731
+    controls = {"class_a": choose("A"), "number_a": number(image_a, "A"), "class_b": choose("B"), "number_b": number(image_b, "B"),
+                "steps": widgets.IntSlider(steps, 2, 20, description="steps", **Explorer.STYLE), "position": position,
+                "method": widgets.ToggleButtons(options=list(METHODS), **Explorer.TOGGLE),
+                "code": widgets.ToggleButtons(options=["means", "noisy samples"], **Explorer.TOGGLE)}
+    random_pair = lambda: explorer.set(**dict(zip(("number_a", "number_b"), torch.randint(count, (2,), generator=rng).tolist())))   # noqa: E731
+    save = lambda: f"Saved to {save_strip(list(explorer.rows.values())[1], file.value)}"   # noqa: E731
+    explorer = Explorer(f"From one test image to another: {data.title}", draw, controls, [play, ("random pair", random_pair), file, ("save", save)])
+    return explorer
+
+
+def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float, float] = (-2.0, 2.0)) -> Explorer:
+    """Task 3: n pictures from a box, a shell or a tempered prior (see sample_latents), beside what the region is worth.
+
+    The quality: mean ‖z‖, contrast, and self-reconstruction MSE, each beside the same number for 100 test images.
+    """
+    import ipywidgets as widgets
+    _need_plain_latents(model)
+
+    def quality(z: Tensor, images: Tensor) -> str:
+        again = decode_images(model, encode_images(model, images)[0])   # as self_reconstruction_mse, without decoding z twice
+        return f"‖z‖ {z.norm(dim=1).mean():.1f}, contrast {contrast(images).mean():.3f}, self-reconstruction MSE {(again - images).square().mean():.4f}"
+
+    codes = sample_codes(model, data.test.images[:100])
+    real = decode_images(model, encode_images(model, data.test.images[:100])[0])
+    goal = quality(codes, real)
+
+    def draw(region, seed, **values):
+        z = sample_latents(n, model.config.latent_dim, seed=seed, **{region: values[region]})
+        images = decode_images(model, z)
+        return ({f"{region} = {values[region]}, seed {seed}": images, "for comparison: test images, reconstructed": real[:n]},
+                f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {goal}.")
+
+    slider = partial(widgets.FloatSlider, step=0.1, readout_format=".1f", **Explorer.STYLE)
+    region = widgets.ToggleButtons(options=[("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")], **Explorer.TOGGLE)
+    places = {"z_range": widgets.FloatRangeSlider(value=z_range, min=-6, max=6, step=0.1, readout_format=".1f", description="z_range", **Explorer.STYLE),
+              "radius": slider(round(math.sqrt(model.config.latent_dim), 1), min=0, max=40, description="radius"),
+              "temperature": slider(1.0, min=0, max=3, description="temperature")}
+    for name, place in places.items():   # moving a slider chooses its region
+        place.observe(lambda change, name=name: setattr(region, "value", name), "value")
+    seed = widgets.BoundedIntText(0, 0, 2 ** 31 - 1, description="seed", **Explorer.STYLE)
+    return Explorer(f"Decoded from a region of the latent space: {data.title}", draw, {"region": region, **places, "seed": seed},
+                    [("draw again", lambda: setattr(seed, "value", seed.value + 1))])
+
+
+def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor] | None = None, image: int = 0) -> Explorer:
+    """Task 3: a code, moved along the ten dimensions with the largest KL and along attribute directions (see attribute_direction).
+
+    directions   name → (D,); image: the test image whose code is the start
+    """
+    import ipywidgets as widgets
+    _need_plain_latents(model)
+    q = aggregate_posterior(model, data.test.images[:500])
+    dims = (q.kl_nats if q.kl_nats.any() else q.std).argsort(descending=True)[:10].tolist()   # a code without KL: by spread
+    start, rng = {}, torch.Generator().manual_seed(0)
+    sliders = {f"dimension {d} ({q.kl_nats[d]:.1f} nats)": F.one_hot(torch.tensor(d), q.mu.shape[1]).float() for d in dims} | (directions or {})
+
+    def draw(**values):
+        z = start["z"] + sum(values[name] * direction for name, direction in sliders.items())
+        now = decode_images(model, z[None])
+        first, *ends = start["rows"].items()
+        return {first[0]: torch.cat([first[1], now]), **dict(ends)}, (
+            f"Now ‖z‖ = {z.norm():.2f}, {(z - start['z']).norm():.2f} from the start, contrast {contrast(now).item():.3f}. Means of test images: "
+            f"‖μ‖ = {q.mu.norm(dim=1).mean():.2f} ± {q.mu.norm(dim=1).std():.2f}.")
+
+    def start_at(z: Tensor, caption: str, *original: Tensor) -> None:
+        start.update(z=z, rows={caption: torch.cat([*original, decode_images(model, z[None])])} | {
+            f"the start, but dimension {', '.join(map(str, dims))} moved by {by:+d}": decode_images(model, z + by * torch.eye(len(z))[dims]) for by in (-3, 3)})
+
+    def encode(i: int) -> None:
+        one = data.test.images[i:i + 1]
+        start_at(encode_images(model, one)[0][0], f"test image {i} · reconstruction · now", as_unit(one))
+
+    def reset() -> None:
+        explorer.set(**dict.fromkeys(sliders, 0.0))
+
+    def another_face() -> None:
+        encode(number.value)
+        reset()
+
+    def random_face() -> None:
+        start_at(torch.randn(model.config.latent_dim, generator=rng), "draw of N(0, I) · now")
+        reset()
+
+    encode(image)
+    number = widgets.BoundedIntText(image, 0, len(data.test.images) - 1, description="number of the test image", **Explorer.STYLE)
+    explorer = Explorer(f"One code, dimension by dimension: {data.title}", draw, {
+        name: widgets.FloatSlider(0, min=-6, max=6, step=0.1, readout_format="+.1f", description=name.replace("_", " "), **Explorer.STYLE) for name in sliders}, [
+        ("reset", reset), number, ("encode a test face", another_face), ("random face", random_face)])
+    return explorer
+
+
+def explore_models(models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE], n: int = 8) -> Explorer:
+    """Task 1: the same n test images, or the same n draws of N(0, I), through several models; one more is chosen by a slider.
+
+    by_beta   the models of the slider, as {"β = 0.1": model}
+    """
+    import ipywidgets as widgets
+    everything = models | {f"{name} (slider)": m for name, m in by_beta.items()}
+    images_of = lambda page: as_unit(data.test.images[page * n:page * n + n])   # noqa: E731
+
+    @lru_cache(maxsize=2 * len(everything))   # while only β moves
+    def row(name, source, page):
+        m = everything[name]
+        return decode_images(m, encode_images(m, images_of(page))[0] if source == "test images" else
+                             sample_latents(n, m.config.latent_dim, seed=page))
+
+    def draw(source, page, beta):
+        rows = {name: row(name, source, page) for name in (*models, f"{beta} (slider)")}
+        if source != "test images":
+            return rows, f"Seed {page}. Contrast: " + ", ".join(f"{name} {contrast(x).mean():.3f}" for name, x in rows.items()) + "."
+        images = images_of(page)
+        return ({f"test images {page * n} to {page * n + len(images) - 1}": images, **rows},
+                "MSE of these: " + ", ".join(f"{name} {(x - images).square().mean():.4f}" for name, x in rows.items()) + ".")
+
+    source = widgets.ToggleButtons(options=["test images", "draws of N(0, I)"], **Explorer.TOGGLE)
+    page = widgets.IntSlider(0, 0, (len(data.test.images) - 1) // n, description="which (page, or seed)", **Explorer.STYLE)
+    beta = widgets.SelectionSlider(options=list(by_beta), value=list(by_beta)[-1], description="β of the last row", **Explorer.STYLE)
+    return Explorer(f"The same through several models: {data.title}", draw, {"source": source, "page": page, "beta": beta})
+
+
+def _need_plain_latents(model: VAE) -> None:
+    if model.config.model in ("cvae", "vq_vae"):
+        raise VAEError(f"This explorer moves through latents that decode by themselves, and those of model {model.config.model} do not: take another model.")

@@ -134,6 +134,8 @@ def recorded() -> dict[str, float]:
     numbers["gallery.minutes"] = json.loads((HERE / "gallery_time.json").read_text())["minutes"]
     numbers |= {f"speed.{k}": v for k, v in benchmark().items() if isinstance(v, (int, float))}
     numbers |= {f"speed.gemm.{k}": v / 1e9 for k, v in benchmark()["gemm_flops"].items()}
+    for name, values in json.loads((HERE / "widgets.json").read_text()).items():   # widgets.NAME.KEY
+        numbers |= {f"widgets.{name}.{k}": v for k, v in values.items()} if isinstance(values, dict) else {}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())
     return numbers | {f"features.{k}": v for k, v in features.items() if isinstance(v, (int, float))}
 

@@ -1,12 +1,17 @@
 """The committed notebooks: valid, run in one go without errors, alike in their set-up, and true to their own outputs."""
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "figures"))
+import pages
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+")   # 1,828.6  0.0107  45,000: what one would quote
 
@@ -63,6 +68,15 @@ class TestEach:
         assert [n for text in texts for n in stale_numbers(text, printed(path))] == []
 
 
+    def test_as_a_page_it_holds_all_images_and_formulas_and_loads_nothing(self, path):
+        page, _ = pages.Pages().from_filename(path)
+        assert not re.search(r"<script|<link|src=[\"']?(https?:)?//|@import|url\([\"']?(https?:)?//", page)
+        shown = [o for c in cells(path, "code") for o in c.outputs if "image/png" in o.get("data", {})]
+        formulas = "\n".join(re.sub(r"`[^`]*`", "", c.source) for c in cells(path, "markdown")).replace("$$", "$").count("$") // 2
+        assert page.count("data:image/png;base64,") >= len(shown) > 5
+        assert page.count("<math ") == formulas > 10 and "$" not in re.sub(r"(?s)<style.*?</style>|<pre.*?</pre>", "", page)
+
+
 def test_the_check_for_stale_numbers_finds_one():
     assert stale_numbers("Expect 7.5. **Seen.** It is 1,828.6 and 0.25.", "printed 1,828.6 and 0.2500") == ["0.25"]
 
@@ -70,7 +84,20 @@ def test_the_check_for_stale_numbers_finds_one():
 def test_set_up_cell_is_the_same_everywhere_and_short():
     setups = {cells(path, "code")[0].source for path in NOTEBOOKS}
     assert len(setups) == 1
-    assert len(setups.pop().splitlines()) <= 8
+    assert len(setups.pop().splitlines()) <= 12
+
+
+def test_set_up_cell_enables_widgets_on_colab_and_only_there(monkeypatch):
+    enabled = []
+    output = SimpleNamespace(enable_custom_widget_manager=lambda: enabled.append(True))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(cells(NOTEBOOKS[0], "code")[0].source, {})
+    assert enabled == []
+    for name, module in {"google": SimpleNamespace(), "google.colab": SimpleNamespace(output=output)}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(cells(NOTEBOOKS[0], "code")[0].source, {})
+    assert enabled == [True]
 
 
 def test_enough_cells_are_marked_for_nbval_to_compare():
