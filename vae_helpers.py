@@ -2635,7 +2635,8 @@ def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
 @lru_cache(maxsize=100)   # while a slider moves, most lines stay; to write one takes longer than to decode an image
 def draw_text(text: str, width: int) -> Image.Image:
     """A text in lines of at most `width` pixels, 18 high, black on white."""
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
+    from matplotlib import get_data_path
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)   # it has β, ‖ and →
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
