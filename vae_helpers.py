@@ -192,8 +192,8 @@ ARGUMENTS = {name: (good, wanted) for names, good, wanted in (
     ("density", lambda v: isinstance(v, Density), "what fit_density gives"),
     ("images tuning corners x_hat", _pictures, "images (..., C, H, W), uint8 from 0 to 255 or float from 0 to 1"),
     ("image_a image_b", lambda v: _pictures(v) and v.ndim == 3, "a single image (C, H, W), uint8 from 0 to 255 or float from 0 to 1"),
-    ("x x_raw mu logvar mean", partial(_floats, dims=2), "a tensor of floats with one row for each image"),
-    ("a b", _floats, "a tensor of floats"),
+    ("x x_raw mean", partial(_floats, dims=2), "a tensor of floats with one row for each image"),
+    ("mu logvar a b", _floats, "a tensor of floats"),
     ("z z_a z_b path real fake", partial(_floats, finite=True), "a tensor of finite floats"),
     ("labels tuning_labels has_attribute", lambda v: isinstance(v, Tensor) and v.ndim in (1, 2) and not v.is_complex() and bool(v.isfinite().all()),
      "a tensor (N,) or (N, A)"),
@@ -1302,7 +1302,7 @@ def kl_nats_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 @checked
 def kl_nats(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(q(z|x) || N(0, I)) of each image, summed over the latent dimensions: (N, D) → (N,) nats."""
-    return kl_nats_per_dim(mu, logvar).sum(1)
+    return kl_nats_per_dim(mu, logvar).sum(-1)
 
 
 @checked

@@ -384,7 +384,7 @@ def test_the_mixture_and_its_samples_are_seeded():
 
 @pytest.mark.parametrize("components", [0, -1, 21])
 def test_a_number_of_components_that_cannot_be_is_refused_in_one_sentence(components):
-    with pytest.raises(vae.VAEError, match=f"not {components} for 20 latents[.]$"):
+    with pytest.raises(vae.VAEError, match=f"components.*not {components}( for 20 latents)?[.]$"):
         vae.fit_density(randn(20, 2), components)
 
 

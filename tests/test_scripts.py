@@ -385,7 +385,7 @@ def test_a_place_that_cannot_be_written_ends_in_one_line(tmp_path, fast):
 
 
 def test_too_large_a_model_ends_in_one_line():
-    done = shell("train.py", "--dataset", "shapes", "--arch", "fc", "--width", 10 ** 10)
+    done = shell("train.py", "--dataset", "shapes", "--arch", "fc", "--width", 10 ** 9)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "memory" in done.stderr
 
