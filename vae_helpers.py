@@ -145,7 +145,7 @@ def _floats(value, dims: int = 1, finite: bool = False) -> bool:
 
 def _pictures(value) -> bool:
     return isinstance(value, Tensor) and value.ndim > 2 and value.numel() > 0 and (
-        value.dtype == torch.uint8 or value.is_floating_point() and bool(((value >= 0) & (value <= 1)).all()))
+        value.dtype == torch.uint8 or value.is_floating_point() and bool(value.min() >= 0) and bool(value.max() <= 1))   # not so with a NaN
 
 
 def _ascending(value) -> bool:
