@@ -182,7 +182,7 @@ ARGUMENTS = {name: (good, wanted) for names, good, wanted in (
     ("likelihood", lambda v: isinstance(v, str) and v in LIKELIHOODS, "bernoulli, squared_error or gaussian"),
     ("folder data_dir", lambda v: isinstance(v, (str, os.PathLike)), "the name of a folder"),
 ) for name in names.split()}
-ALIKE = (("mu", "logvar"), ("z_a", "z_b"), ("image_a", "image_b"), ("x_raw", "x"), ("mean", "images"), ("x_hat", "images"))   # in shape
+ALIKE = (("mu", "logvar"), ("z_a", "z_b"), ("x_raw", "x"), ("mean", "images"), ("x_hat", "images"))   # in shape
 
 
 def checked(function: Callable) -> Callable:
