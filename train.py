@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import itertools
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
     named = "dataset" in given
     for point in points(space):          # a wrong value is told before any image is loaded; without a sweep there is one point: {}
         vae.Config(**given | point)
+    if sweep and resume:
+        raise vae.VAEError("--resume is for one run; a sweep goes on where it was stopped by itself: leave it out.")
     if sweep and out:
         raise vae.VAEError("--out names one run folder, and a sweep writes one for each trial: leave it out.")
     if study and study.suffix != ".db":
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
         raise vae.VAEError(f"--out {out} is a file: name a folder.")
     (rank, world), load = vae.workers(), functools.partial(
         vae.load_dataset, given.pop("dataset", "cifar10"), data_dir=given.get("data_dir"), or_shapes=not named,
-        image_size=given.pop("image_size", None), max_images=given.get("max_images"))
+        image_size=given.pop("image_size", None), max_images=given.get("max_images"), download=rank == 0)
     if sweep and world > 1:
         raise vae.VAEError("A sweep shares its trials through its study: start train.py --sweep several times, without torchrun.")
     data = load() if rank == 0 else None     # the first process downloads and decodes, then the others find it done
@@ -107,6 +110,8 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
     run = finished_run(out, config, data) if resume else None
     if not run:
         run = vae.train_run(config, data, out, resume=resume)
+    if rank:
+        return run
     for row in run.record["history"]:
         print(f"epoch {row['epoch']:3}  validation: reconstruction {row['val_reconstruction_nats']:9.1f}  "
               f"KL {row['val_kl_nats']:7.1f}  total {row['val_total_nats']:9.1f} nats   {row['seconds']:6.0f} s" +
@@ -452,21 +457,38 @@ def plot_sweep(results: dict[str, dict], swept: Sequence[str], title: str) -> Fi
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Join the other processes of `torchrun --nproc_per_node=N`, a GPU each; all but the first print nothing. Alone, nothing happens."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    """Join the other processes of `torchrun --nproc_per_node=N`, a GPU each; the first one speaks for all. Alone, nothing happens.
+
+    Raises VAEError where there are fewer GPUs than processes.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
         yield
         return
-    on_gpus = vae.get_device().type == "cuda"
-    if on_gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
-    try:
-        with contextlib.redirect_stdout(None) if vae.workers()[0] else contextlib.nullcontext():
+    device, here = vae.get_device(), int(os.environ["LOCAL_RANK"])
+    with contextlib.ExitStack() as silence:
+        if int(os.environ["RANK"]):
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        if device.type == "cuda" and (device.index is not None or here >= torch.cuda.device_count()):
+            raise vae.VAEError(f"Each process needs a GPU of its own, and there are {torch.cuda.device_count()}: name a smaller --nproc_per_node, and "
+                               "VAE_DEVICE without a number.")
+        if device.type == "cuda":
+            torch.cuda.set_device(here)
+        elif device.type != "cpu":
+            os.environ["VAE_DEVICE"] = "cpu"   # PyTorch adds up over processes on CUDA and on processors only
+        # the others wait while the first one downloads and decodes
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=6))
+        try:
             yield
-    finally:
-        torch.distributed.destroy_process_group()
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+def command() -> None:
+    with together():
+        main()
 
 
 if __name__ == "__main__":
-    with together():
-        vae.run_script(main)
+    vae.run_script(command)

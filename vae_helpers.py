@@ -173,7 +173,7 @@ def _floats(value, dims: int = 1, finite: bool = False) -> bool:
 
 def _pictures(value) -> bool:
     return isinstance(value, Tensor) and value.ndim > 2 and value.numel() > 0 and (
-        value.dtype == torch.uint8 or value.is_floating_point() and bool(((value >= 0) & (value <= 1)).all()))
+        value.dtype == torch.uint8 or value.is_floating_point() and bool(value.min() >= 0) and bool(value.max() <= 1))   # not so with a NaN
 
 
 def _ascending(value) -> bool:
@@ -210,7 +210,7 @@ ARGUMENTS = {name: (good, wanted) for names, good, wanted in (
     ("likelihood", lambda v: isinstance(v, str) and v in LIKELIHOODS, "bernoulli, squared_error or gaussian"),
     ("folder data_dir", lambda v: isinstance(v, (str, os.PathLike)), "the name of a folder"),
 ) for name in names.split()}
-ALIKE = (("mu", "logvar"), ("z_a", "z_b"), ("image_a", "image_b"), ("x_raw", "x"), ("mean", "images"), ("x_hat", "images"))   # in shape
+ALIKE = (("mu", "logvar"), ("z_a", "z_b"), ("x_raw", "x"), ("mean", "images"), ("x_hat", "images"))   # in shape
 
 
 def checked(function: Callable) -> Callable:
@@ -780,9 +780,11 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
         with contextlib.suppress(OSError):   # the name is on the disk, too; Windows and some network drives cannot say so
             folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-        for left in path.parent.glob(".*.tmp"):   # by a process that was killed an hour ago or more
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):   # by a process that was killed an hour ago or more
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > 3600:
                     left.unlink()
@@ -1460,7 +1462,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
             noise_rng.manual_seed(config.seed + len(history))
     if rank and history:                                         # only the first process's noise was kept
         noise_rng.manual_seed(config.seed + 1000 * rank + len(history))
-    dtype, here = precision(device), data.train
+    dtype, here = precision(device), Split(data.train.images, data.train.labels if not config.conditions else conditions(config, data.train.labels))
     if resident(here, device):
         here = Split(*(tensor.to(device) for tensor in here))
     net = DistributedDataParallel(model) if world > 1 else model
@@ -1472,9 +1474,10 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
             out = net(x, noise, c)
         return reconstruction_nats(out.x_raw, x, config.likelihood).mean(), code_nats(model, out).mean(), penalty(model, out, drawn)
 
-    compiled = torch.compile(losses, dynamic=False) if compile_pays(config, n, device) else None
+    compiled = torch.compile(losses, dynamic=False) if compile_pays(config, n, device) else None   # until it has worked once, it may not
+    first = len(history) + 1
     began, seen_last = time.perf_counter() - (history[-1]["seconds"] if history else 0), "nothing"
-    for epoch in range(len(history) + 1, config.epochs + 1):
+    for epoch in range(first, config.epochs + 1):
         model.train()
         sums, seen = torch.zeros(3, device=device), 0
         batches = _batches(n, config, order_rng)
@@ -1483,14 +1486,15 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
         for step, (images, labels) in enumerate(bar):
             x = to_input(images, config).contiguous(memory_format=torch.channels_last)
             noise = noise_rng if config.model == "vq_vae" else draw(x) if config.objective.sampled else None
-            inputs = x, conditions(config, labels), noise, draw(x) if config.mmd else None
-            if compiled and len(x) == config.batch_size:         # a last batch of another size is not worth compiling for
-                try:
-                    rec, kl, extra = compiled(*inputs)
-                except Exception as err:                         # no C++ compiler, a version without support for this machine
-                    print(f"torch.compile does not work here ({_first_line(err)}): going on without it.")
-                    compiled = None
-            if not compiled or len(x) != config.batch_size:
+            inputs = x, labels if config.conditions else None, noise, draw(x) if config.mmd else None
+            forward = compiled if compiled and len(x) == config.batch_size else losses   # a last, smaller batch is not worth compiling for
+            try:
+                rec, kl, extra = forward(*inputs)
+            except Exception as err:                             # no C++ compiler, a version that does not know this machine
+                if forward is losses or epoch > first or step:
+                    raise
+                print(f"torch.compile does not work here ({_first_line(err)}): going on without it.")
+                compiled = None
                 rec, kl, extra = losses(*inputs)
             progressed = (epoch - 1 + step / steps) / config.kl_warmup if config.kl_warmup else 1.0
             share = len(x) * world / len(batches[step])          # gradients are averaged over the processes, whatever their shares
@@ -1502,9 +1506,9 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
             if average:
                 average.update_parameters(model)
             sums += torch.stack([rec.detach(), kl.detach(), extra.detach()]) * len(x)
-            seen += len(x)
+            seen += len(batches[step])
             if step % 20 == 0 or step == steps - 1:            # reading a number waits for the device: not every step
-                rec_mean, kl_mean, extra_mean = (sums / seen).tolist()
+                rec_mean, kl_mean, extra_mean = (over_all(sums) / seen).tolist()
                 if not math.isfinite(rec_mean + kl_mean + extra_mean):
                     raise TrainingDiverged(_diverged(config, f"in epoch {epoch}", f"step {step + 1} of {steps}; seen last: {seen_last}"))
                 seen_last = f"reconstruction {rec_mean:,.1f} and KL {kl_mean:,.1f} nats in epoch {epoch}, step {step + 1}"
@@ -1520,7 +1524,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
         calibrate(model, data.train)
         found = image_losses(model, *(tensor[rank::world] for tensor in data.val), seed=rank)
         val = dict(zip(train, (over_all(torch.stack([values.sum() for values in found])) / len(data.val.images)).tolist()))
-        row = {"epoch": epoch, "seconds": time.perf_counter() - began, "train_penalty": sums[2].item()}
+        row = {"epoch": epoch, "seconds": time.perf_counter() - began, "train_penalty": sums[2].item(), "compiled": compiled is not None}
         for split, means in (("train", train), ("val", val)):
             row |= {f"{split}_{k}": v for k, v in means.items()}
             row[f"{split}_total_nats"] = means["reconstruction_nats"] + config.beta * means["kl_nats"]
@@ -1542,10 +1546,10 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
 
 
 def compile_pays(config: Config, images: int, device: torch.device) -> bool:
-    """Whether torch.compile saves more time in this run than it takes, some 15 seconds; $VAE_COMPILE=1 or 0 decides otherwise.
+    """Whether torch.compile saves more time in this run than it takes; $VAE_COMPILE=1 or 0 decides otherwise.
 
-    benchmarks/ measures it: in bfloat16 on a CPU the steps between the convolutions are what is left to save. By the length of
-    the run and not by a stopwatch, so that the same command gives the same numbers.
+    In float32 it saves next to nothing (benchmarks/speed.py measures it), since the convolutions take the time. In bfloat16 on a
+    CPU a long run. By the length of the run and not by a stopwatch, so that the same command gives the same numbers.
     """
     if config.model == "vq_vae" or workers()[1] > 1:   # the codebook's step depends on its values
         return False
@@ -1564,7 +1568,7 @@ def over_all(sums: Tensor) -> Tensor:
 
 
 def _on_device(split: Split, batches: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images, uint8, and labels of each batch of indices, on the device.
+    """Images, uint8 (n, C, H, W), and labels (n,) or (n, A) of each batch of n indices, on the device. Raises IndexError.
 
     A split that is there already is gathered there. One in memory, or mapped from a file, is gathered by a thread: the next
     batch while this one is trained on.
@@ -1694,7 +1698,8 @@ def _read_training(folder: Path) -> tuple[Config, dict, dict[str, Tensor]]:
     path = folder / TRAINING
     try:
         state, record = _load_tensors(path)
-        return _config_of(path, record), record, state
+        # not mapped from the file: Windows replaces no file that is in use
+        return _config_of(path, record), record, {name: tensor.clone() for name, tensor in state.items()}
     except CheckpointError:
         raise
     except Exception as err:
@@ -2000,10 +2005,9 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     """
     folder = Path(folder or runs_root() / config.run_name)
     folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
-    dtype, compiled = precision(get_device()), compile_pays(config, len(data.train.images), get_device())
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
-              "hardware": hardware(), "torch": torch.__version__, "precision": str(dtype).removeprefix("torch."), "compiled": compiled,
+              "hardware": hardware(), "torch": torch.__version__, "precision": str(precision(get_device())).removeprefix("torch."),
               "processes": workers()[1]}
     if config.conditions:
         record["data"]["conditions"] = list(condition_names(data))
@@ -2019,8 +2023,9 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
 
     try:
         history = fit(model, data, config, progress=progress, on_epoch=on_epoch, save=save, start=start)
-        record |= {"history": history, "seconds": history[-1]["seconds"], "test": evaluate(model, *data.test)}
+        record |= {"history": history, "seconds": history[-1]["seconds"]}
         if workers()[0] == 0:
+            record["test"] = evaluate(model, *data.test)
             save_checkpoint(model, folder, record)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped. {folder} holds epoch {len(finished)} of {config.epochs}: train.py with --resume, or this cell again, goes on from there; "

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                  about ten minutes on two cores; writes benchmarks/speed.json and speed.png
     python benchmarks/speed.py --device cuda    the same on a GPU
-    python benchmarks/speed.py --rounds 2 --images 2560 --no_growth     a quick look, without the plot
+    python benchmarks/speed.py --rounds 2 --images 2560 --no_growth --out /tmp     a quick look, without the plot
 
 Real CIFAR-10 where it can be had, else drawn shapes. Nothing else should run meanwhile.
 """
@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ transforms = vae.import_torchvision().transforms
 
 
 class UsualDataset(Dataset):
-    """What torchvision's CIFAR10(transform=ToTensor()) does: an array in memory, and of each image a PIL image and a float tensor."""
+    """As torchvision's CIFAR10(transform=ToTensor()): an array in memory, and of each image a PIL image and a float tensor."""
 
     def __init__(self, images: torch.Tensor):
         self.images, self.transform = images.permute(0, 2, 3, 1).numpy(), transforms.ToTensor()
@@ -70,8 +69,7 @@ class UsualLoop:
 
 def wait(device: torch.device) -> None:
     """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    getattr(torch, device.type).synchronize()
 
 
 def validation_nats(model: vae.VAE, data: vae.ImageData) -> float:
@@ -79,10 +77,13 @@ def validation_nats(model: vae.VAE, data: vae.ImageData) -> float:
 
 
 def in_turn(config: vae.Config, data: vae.ImageData, rounds: int) -> dict:
-    """One epoch of this project's fit, then one of the usual loop without and with processes that load, and so on.
+    """One epoch of this project's fit, then one of the usual loop without and with processes that load, and so on; last of all
+    fit with torch.compile.
 
-    The first round is a warm-up and told apart. Seconds of each are those of the epoch; fit's hold its validation, too."""
-    usual = {f"usual loop, {n} loading processes": UsualLoop(config, data.train.images, n) for n in (0, os.cpu_count() or 1)}
+    The first round is a warm-up and told apart. Seconds of each are those of the epoch; fit's hold its validation, too.
+    """
+    torch.manual_seed(config.seed)   # of the usual loop's order and noise
+    usual = {f"usual loop, {n or 'no'} loading processes": UsualLoop(config, data.train.images, n) for n in (0, min(4, os.cpu_count() or 1))}
     seconds, nats = ({name: [] for name in ("this project", *usual)} for _ in range(2))
     clock = time.perf_counter()
 
@@ -100,6 +101,12 @@ def in_turn(config: vae.Config, data: vae.ImageData, rounds: int) -> dict:
 
     model = vae.build_model(config)
     vae.fit(model, data, dataclasses.replace(config, epochs=rounds + 1), progress=False, on_epoch=between)
+    os.environ["VAE_COMPILE"] = "1"
+    history = vae.fit(vae.build_model(config), data, dataclasses.replace(config, epochs=rounds + 1), progress=False)
+    del os.environ["VAE_COMPILE"]
+    name = "this project, compiled"
+    seconds[name] = [b - a for a, b in zip([0, *(row["seconds"] for row in history)], (row["seconds"] for row in history))]
+    nats[name] = [row["val_total_nats"] for row in history]
     goal = max(values[-1] for values in nats.values())   # a loss that all of them reach
     reached = {name: next(i for i, value in enumerate(values) if value <= goal) for name, values in nats.items()}
     return {name: {"images_per_s": len(data.train.images) / median(s[1:]), "first_epoch_s": s[0], "epoch_s": median(s[1:]),
@@ -139,7 +146,7 @@ def alone(images: int) -> dict:
 GROWTH = {"latent_dim": (16, 64, 256, 1024), "width": (8, 16, 32, 64), "image_size": (16, 32, 64, 128), "images": (1280, 2560, 5120, 10240)}
 
 
-def growth(base: vae.Config) -> dict[str, dict[int, float]]:
+def growth() -> dict[str, dict[int, float]]:
     """Seconds of one epoch, as one of GROWTH's fields grows and the others stay at 32x32 pixels, width 32, 128 latents, 2,560 images."""
     found = {}
     for field, values in GROWTH.items():
@@ -185,6 +192,7 @@ def main() -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default the best there is)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="epochs of each loop, after one to warm up")
     parser.add_argument("--images", metavar="N", type=int, default=7680, help="training images in an epoch")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=HERE, help="where speed.json and speed.png go (default benchmarks/, what README shows)")
     parser.add_argument("--no_growth", action="store_true", help="leave out the plot of how cost grows")
     args = parser.parse_args()
     if args.rounds < 1 or args.images < 256:
@@ -195,23 +203,23 @@ def main() -> None:
     data = vae.load_dataset("cifar10", max_images=args.images, or_shapes=True)
     data = dataclasses.replace(data, val=vae.Split(*(tensor[:500] for tensor in data.val)))
     config = vae.config_for(data)
+    os.environ.pop("VAE_COMPILE", None)
     peaks = {str(dtype).removeprefix("torch."): gemm_peak(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     print("  ".join(f"matrix product in {name}: {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items()))
     flops = 3 * vae.count_flops(vae.build_model(config))   # the backward pass costs two forward passes
     loops = in_turn(config, data, args.rounds)
     for r in loops.values():
         r["share_of_float32_peak"] = r["images_per_s"] * flops / peaks["float32"]
-    best = max(r["images_per_s"] for name, r in loops.items() if name != "this project")
+    best = max(r["images_per_s"] for name, r in loops.items() if name.startswith("usual"))
     result = {"hardware": vae.hardware(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "data": data.title,
               "precision": str(vae.precision(device)).removeprefix("torch."), "batch_size": config.batch_size,
               "parameters": vae.count_parameters(vae.build_model(config)), "flops_per_image": flops, "gemm_flops": peaks, "loops": loops,
-              "ratio": loops["this project"]["images_per_s"] / best, **alone(args.images)}
-    if device.type == "cuda":
-        result["peak_device_gib"] = torch.cuda.max_memory_allocated() / 2 ** 30
+              "ratio": loops["this project"]["images_per_s"] / best, "ratio_compiled": loops["this project, compiled"]["images_per_s"] / best,
+              "compile_s": loops["this project, compiled"]["first_epoch_s"] - loops["this project, compiled"]["epoch_s"], **alone(args.images)}
     if not args.no_growth:
-        result["growth"] = growth(config)
-        plot_growth(result["growth"], f"Convolutional VAE, batch {config.batch_size}, on {result['hardware']}").savefig(HERE / "speed.png", dpi=110)
-    vae.write_json(HERE / "speed.json", result)
+        result["growth"] = growth()
+        plot_growth(result["growth"], f"Convolutional VAE, batch {config.batch_size}, on {result['hardware']}").savefig(args.out / "speed.png", dpi=110)
+    vae.write_json(args.out / "speed.json", result)
     print(table(result))
     print(f"{result['ratio']:.2f} times the usual loop; from the start of Python to the end of the first step {result['start_s']:.1f} s "
           f"(import {result['import_s']:.1f}, images {result['load_s']:.1f}); at most {result['peak_gib']:.2f} GiB")

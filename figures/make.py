@@ -99,7 +99,14 @@ def ablation_table() -> str:
     return vae.markdown_table(rows)
 
 
-TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, "speed": lambda: speed.table(benchmark()),
+def faults_table() -> str:
+    """README's table of what was done to runs and files, from what tests/faults.py measured."""
+    rows = json.loads((HERE / "faults.json").read_text())
+    total = {"kind": "together"} | {key: sum(row[key] for row in rows) for key in ("tried", "survived", "lost")}
+    return vae.markdown_table([{"fault": row["kind"], **{key: f"{row[key]:,}" for key in ("tried", "survived", "lost")}} for row in (*rows, total)])
+
+
+TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, "faults": faults_table, "speed": lambda: speed.table(benchmark()),
           **gallery.TABLES}   # what the texts call them
 
 

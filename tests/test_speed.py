@@ -176,3 +176,14 @@ def test_what_cannot_be_shared_is_refused(monkeypatch, tmp_path, flags, message)
 def test_a_start_imports_no_library_that_training_does_not_use():
     code = "import sys, train; print([m for m in ('matplotlib', 'sklearn', 'torchvision', 'torchmetrics', 'optuna', 'ipywidgets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_benchmark_measures_both_loops(tmp_path):
+    done = subprocess.run([sys.executable, "benchmarks/speed.py", "--rounds", "1", "--images", "256", "--no_growth", "--out", str(tmp_path)], cwd=ROOT,
+                          env=os.environ | {"VAE_FAST": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert len(result["loops"]) == 4 and all(r["images_per_s"] > 0 and 0 < r["share_of_float32_peak"] for r in result["loops"].values())
+    usual = max(r["images_per_s"] for name, r in result["loops"].items() if name.startswith("usual"))
+    assert result["ratio"] == pytest.approx(result["loops"]["this project"]["images_per_s"] / usual)
+    assert len({r["goal_nats"] for r in result["loops"].values()}) == 1 and result["peak_gib"] > 0.1 and result["start_s"] > result["import_s"]
