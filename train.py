@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
         raise vae.VAEError(f"--study {study}: the name must end in .db.")
     if out and out.exists() and not out.is_dir():
         raise vae.VAEError(f"--out {out} is a file: name a folder.")
-    (rank, world), load = vae.workers(), functools.partial(
+    rank, world = vae.workers()
+    load = functools.partial(
         vae.load_dataset, given.pop("dataset", "cifar10"), data_dir=given.get("data_dir"), or_shapes=not named,
         image_size=given.pop("image_size", None), max_images=given.get("max_images"), download=rank == 0)
     if sweep and world > 1:

@@ -1562,7 +1562,7 @@ def over_all(sums: Tensor) -> Tensor:
     """The sum over the processes that train together."""
     if workers()[1] == 1:
         return sums
-    there = sums.to(get_device())   # NCCL adds on GPUs only
+    there = sums.to(get_device(), copy=True)   # NCCL adds on GPUs only
     dist.all_reduce(there)
     return there.to(sums.device)
 
