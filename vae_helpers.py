@@ -2865,7 +2865,8 @@ def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor
         z = start["z"] + sum(values[name] * direction for name, direction in sliders.items())
         now = decode_images(model, z[None])
         first, *ends = start["rows"].items()
-        return {first[0]: torch.cat([first[1], now]), **dict(ends)}, (
+        moved = ", ".join(f"{name.replace('_', ' ')} {value:+.1f}" for name, value in values.items() if value)
+        return {first[0]: torch.cat([first[1], now]), **dict(ends)}, (f"Moved: {moved}. " if moved else "") + (
             f"Now ‖z‖ = {z.norm():.2f}, {(z - start['z']).norm():.2f} from the start, contrast {contrast(now).item():.3f}. Means of test images: "
             f"‖μ‖ = {q.mu.norm(dim=1).mean():.2f} ± {q.mu.norm(dim=1).std():.2f}.")
 

@@ -131,10 +131,7 @@ class Lab:
             window.waits = []
             window.since = null
             for (const event of ['keydown', 'click']) document.addEventListener(event, () => { window.since ??= performance.now() }, true)
-            img.onload = () => requestAnimationFrame(() => {
-                if (window.since !== null) window.waits.push(performance.now() - window.since)
-                window.since = null
-            })
+            img.onload = () => requestAnimationFrame(() => { window.waits.push(performance.now() - window.since); window.since = null })
         }""")
 
     def waits_for(self, act) -> float:

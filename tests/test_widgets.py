@@ -314,6 +314,15 @@ def test_an_attribute_slider_adds_its_direction(dimensions, model, shapes):
     assert dimensions.controls["Blond_Hair"].description == "Blond Hair"
 
 
+def test_the_sentence_names_what_was_moved_even_where_the_model_ignores_it(model, shapes):
+    explorer = vae.explore_dimensions(model, shapes, {"nothing": torch.zeros(4)})
+    before = explorer.screen.value
+    explorer.controls["nothing"].value = 0.1
+    assert explorer.screen.value != before and explorer.sentence.startswith("Moved: nothing +0.1. Now")
+    slider(explorer, 2).value = -1.5
+    assert "nats) -1.5, nothing +0.1. Now" in explorer.sentence
+
+
 def test_reset_goes_back_to_the_reconstruction(dimensions, model, shapes):
     slider(dimensions, 0).value = 2.0
     dimensions.set(wide=1.0)
