@@ -2013,13 +2013,17 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
         record["data"]["conditions"] = list(condition_names(data))
     model, start = build_model(config), _unfinished(folder, config, data) if resume else None
     record["parameters"] = count_parameters(model)
-    finished = start[0] if start else []
 
     def save(history: list[dict], state: dict[str, Tensor]) -> None:
-        nonlocal finished
         _save_tensors(folder / TRAINING, state, {"format": FORMAT, "config": dataclasses.asdict(config), **record, "history": history,
                                                  "seconds": history[-1]["seconds"]})
-        finished = list(history)
+
+    def kept() -> int:
+        """How many epochs the folder holds: looked up, since Ctrl-C can come between the writing and a note of it."""
+        with contextlib.suppress(CheckpointError):
+            found, record = read_record(folder)
+            return len(record["history"]) if found == config else 0
+        return 0
 
     try:
         history = fit(model, data, config, progress=progress, on_epoch=on_epoch, save=save, start=start)
@@ -2028,12 +2032,11 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
             record["test"] = evaluate(model, *data.test)
             save_checkpoint(model, folder, record)
     except KeyboardInterrupt:
-        raise Stopped(f"Stopped. {folder} holds epoch {len(finished)} of {config.epochs}: train.py with --resume, or this cell again, goes on from there; "
-                      f"vae.load_checkpoint({str(folder)!r}) gives the model as it is." if finished else
+        raise Stopped(f"Stopped. {folder} holds epoch {epochs} of {config.epochs}: train.py with --resume, or this cell again, goes on from there; "
+                      f"vae.load_checkpoint({str(folder)!r}) gives the model as it is." if (epochs := kept()) else
                       "Stopped in the first epoch: there is nothing to save yet.") from None
     except TrainingDiverged as err:
-        kept = f" {folder} keeps epoch {len(finished)}." if finished else ""
-        raise TrainingDiverged(f"{err}{kept}") from None
+        raise TrainingDiverged(f"{err} {folder} keeps epoch {epochs}." if (epochs := kept()) else str(err)) from None
     return Run(config, model, record, "trained now")
 
 

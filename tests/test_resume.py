@@ -250,6 +250,14 @@ def test_ctrl_c_says_what_was_saved_and_how_to_go_on(few, tmp_path):
     assert len(record["history"]) == 2 and vae.sample_images(model, 2).isfinite().all()
 
 
+def test_ctrl_c_right_after_an_epoch_was_written_says_that_it_is_saved(few, tmp_path, monkeypatch):
+    """Between the writing and everything after it."""
+    save = vae._save_tensors
+    monkeypatch.setattr(vae, "_save_tensors", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt)))
+    with pytest.raises(vae.Stopped, match="holds epoch 1 of 3"):
+        vae.train_run(vae.config_for(few, **SMALL, epochs=3), few, tmp_path / "run", on_epoch=None)
+
+
 def test_ctrl_c_in_the_first_epoch_says_that_nothing_is_saved(few, tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "image_losses", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(vae.Stopped, match="nothing to save yet"):
