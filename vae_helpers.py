@@ -154,11 +154,11 @@ LARGEST = 2 ** 31 - 1   # of whole numbers: what PyTorch and its libraries count
 
 
 def whole_number(value, low: int = 1, high: int = LARGEST) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high
 
 
 def real_number(value, low: float = -math.inf) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and max(low, -sys.float_info.max) <= value <= sys.float_info.max
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and max(low, -sys.float_info.max) <= value <= sys.float_info.max
 
 
 def shown(value) -> str:
@@ -324,6 +324,8 @@ class Config:
         optional = {f.name for f in dataclasses.fields(self) if f.default is None}
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
+            if isinstance(value, np.generic):   # a number of NumPy's: JSON knows Python's only
+                self._set(**{f.name: (value := value.item())})
             if choices and not (value is None and f.name in optional) and (type(value) not in (str, int) or value not in choices):
                 raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {shown(value)}.")
         if self.likelihood is None:
@@ -2379,6 +2381,7 @@ def traverse(model: VAE, z: Tensor, dims: Sequence[int], values: Sequence[float]
 
     A conditional model is told the one label in `labels`, (1,) or (1, A).
     """
+    dims, values = (v.tolist() if isinstance(v, (np.ndarray, Tensor)) else v for v in (dims, values))
     lists = all(isinstance(v, (list, tuple, range)) and len(v) for v in (dims, values))
     if z.ndim != 1 or not lists or not all(whole_number(d, 0, len(z) - 1) for d in dims) or not all(map(real_number, values)):
         raise VAEError(f"traverse takes one latent (D,), dimensions from 0 to D - 1 and numbers, not {tuple(z.shape)}, {shown(dims)} and {shown(values)}.")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 
 import numpy as np
@@ -241,3 +242,11 @@ def test_whatever_evaluate_is_told_it_measures_or_refuses_in_one_sentence(capsys
 def test_evaluate_refuses_what_no_memory_can_hold(arguments, says, small_run, few_shapes, monkeypatch, capsys):
     monkeypatch.setattr(vae, "load_dataset", lambda *args, **options: few_shapes)
     assert says in refused(evaluate.main, ["--run", small_run, *arguments], capsys)
+
+
+def test_numbers_and_arrays_of_numpy_are_numbers_too(tmp_path):
+    config = vae.Config(dataset="shapes", latent_dim=np.int64(3), lr=np.float32(0.5), width=4, depth=1)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["latent_dim"] == 3 and config.lr == 0.5
+    z = vae.sample_latents(np.int64(2), np.int32(3), z_range=(np.float32(-2), 2.0), seed=np.int64(1))
+    assert z.shape == (2, 3)
+    assert vae.traverse(vae.build_model(config).eval(), z[0], np.array([0, 2]), np.linspace(-2, 2, 5)).shape[:2] == (2, 5)
