@@ -224,14 +224,18 @@ def checked(function: Callable) -> Callable:
     def call(*args, **kwargs):
         if torch.compiler.is_compiling():   # a training step, checked when it was not compiled
             return function(*args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        for name in given:
+            if isinstance(given[name], np.generic):   # a number of NumPy's
+                given[name] = given[name].item()
         for name, (good, wanted) in known.items():
             if name in given and not (given[name] is None and name in optional) and not good(given[name]):
                 raise VAEError(f"{function.__name__}: {name} must be {wanted}, not {shown(given[name])}.")
         for one, other in alike:
             if given[one].shape != given[other].shape or given[one].dtype != given[other].dtype and other != "images":
                 raise VAEError(f"{function.__name__}: {one} and {other} must be alike, not {shown(given[one])} and {shown(given[other])}.")
-        return function(*args, **kwargs)
+        return function(*bound.args, **bound.kwargs)
 
     return call
 
@@ -1547,8 +1551,8 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
     return history
 
 
-def compile_pays(config: Config, images: int, device: torch.device) -> bool:
-    """Whether torch.compile saves more time in this run than it takes; $VAE_COMPILE=1 or 0 decides otherwise.
+def compile_pays(config: Config, n: int, device: torch.device) -> bool:
+    """Whether torch.compile saves more time in this run, of n images an epoch, than it takes; $VAE_COMPILE=1 or 0 decides otherwise.
 
     In float32 it saves next to nothing (benchmarks/speed.py measures it), since the convolutions take the time. In bfloat16 on a
     CPU a long run. By the length of the run and not by a stopwatch, so that the same command gives the same numbers.
@@ -1557,7 +1561,7 @@ def compile_pays(config: Config, images: int, device: torch.device) -> bool:
         return False
     if "VAE_COMPILE" in os.environ:
         return switched_on("VAE_COMPILE")
-    return device.type == "cpu" and precision(device) == torch.bfloat16 and config.epochs * images >= 400_000
+    return device.type == "cpu" and precision(device) == torch.bfloat16 and config.epochs * n >= 400_000
 
 
 def over_all(sums: Tensor) -> Tensor:
@@ -2674,21 +2678,22 @@ def draw_sheet(title: str, rows: dict[str, Tensor], sentence: str, width: int = 
     return sheet
 
 
-def save_strip(images: Tensor, path: str | os.PathLike) -> Path:
+@checked
+def save_strip(images: Tensor, file: str | os.PathLike) -> Path:
     """Images (n, C, H, W): a .png shows them side by side, a .gif one after the other, there and back. Returns the whole path.
 
     A relative path is below runs_root(). Raises VAEError for other kinds of files.
     """
-    path = runs_root().resolve() / path
+    path = runs_root().resolve() / file
+    if path.suffix not in (".png", ".gif"):
+        raise VAEError(f"Name a file that ends in .png or .gif, not {path.name!r}.")
     frames = [Image.fromarray(image_grid(part)) for part in ([images] if path.suffix == ".png" else images.split(1))]
     frames = [ImageOps.scale(frame, 4, Image.Resampling.NEAREST) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         frames[0].save(path)
-    elif path.suffix == ".gif":
-        frames[0].save(path, save_all=True, append_images=[*frames[1:], *frames[-2:0:-1]], duration=100, loop=0)   # ms; for ever
     else:
-        raise VAEError(f"Name a file that ends in .png or .gif, not {path.name!r}.")
+        frames[0].save(path, save_all=True, append_images=[*frames[1:], *frames[-2:0:-1]], duration=100, loop=0)   # ms; for ever
     return path
 
 
@@ -2774,10 +2779,11 @@ class Explorer:
         return bundle
 
 
-def explore_interpolation(model: VAE, data: ImageData, image_a: int = 0, image_b: int = 1, steps: int = 10) -> Explorer:
+@checked
+def explore_interpolation(model: VAE, data: ImageData, first: int = 0, second: int = 1, steps: int = 10) -> Explorer:
     """Task 2: one test image turns into another, through the latent space and as a pixel cross-fade.
 
-    image_a, image_b   numbers of test images; where a class is chosen, the number counts within it
+    first, second   numbers of test images; where a class is chosen, the number counts within it
     """
     import ipywidgets as widgets
     count, rng = len(data.test.images), torch.Generator().manual_seed(0)
@@ -2811,7 +2817,7 @@ def explore_interpolation(model: VAE, data: ImageData, image_a: int = 0, image_b
     file = widgets.Text("interpolation.gif", description="save the strip as .png or .gif", **Explorer.STYLE)
     number = lambda value, which: widgets.BoundedIntText(value, 0, count - 1, description=f"number of {which}", **Explorer.STYLE)   # noqa: E731
     choose = lambda which: widgets.Dropdown(options=list(of_class), description=f"class of {which}", **Explorer.STYLE)   # noqa: E731
-    controls = {"class_a": choose("A"), "number_a": number(image_a, "A"), "class_b": choose("B"), "number_b": number(image_b, "B"),
+    controls = {"class_a": choose("A"), "number_a": number(first, "A"), "class_b": choose("B"), "number_b": number(second, "B"),
                 "steps": widgets.IntSlider(steps, 2, 20, description="steps", **Explorer.STYLE), "position": position,
                 "method": widgets.ToggleButtons(options=list(METHODS), **Explorer.TOGGLE),
                 "code": widgets.ToggleButtons(options=["means", "noisy samples"], **Explorer.TOGGLE)}
@@ -2821,6 +2827,7 @@ def explore_interpolation(model: VAE, data: ImageData, image_a: int = 0, image_b
     return explorer
 
 
+@checked
 def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float, float] = (-2.0, 2.0)) -> Explorer:
     """Task 3: n pictures from a box, a shell or a tempered prior (see sample_latents), beside what the region is worth.
 
@@ -2855,6 +2862,7 @@ def explore_region(model: VAE, data: ImageData, n: int = 6, z_range: tuple[float
                     [("draw again", lambda: setattr(seed, "value", seed.value + 1))])
 
 
+@checked
 def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor] | None = None, image: int = 0) -> Explorer:
     """Task 3: a code, moved along the ten dimensions with the largest KL and along attribute directions (see attribute_direction).
 
@@ -2903,6 +2911,7 @@ def explore_dimensions(model: VAE, data: ImageData, directions: dict[str, Tensor
     return explorer
 
 
+@checked
 def explore_models(models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE], n: int = 8) -> Explorer:
     """Task 1: the same n test images, or the same n draws of N(0, I), through several models; one more is chosen by a slider.
 

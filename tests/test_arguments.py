@@ -87,7 +87,8 @@ VALID = {   # an argument that is right, by its name
     "title": "a title", "names": ("a", "b"), "decode": lambda z: z.sigmoid(), "features": lambda x: x, "generator": None, "name": "shapes"}
 SPECIAL = {"traverse": {"z": Z[0]}}
 LEFT_OUT = {"fit", "train_run", "load_or_train", "save_checkpoint", "read_record", "load_checkpoint", "load_dataset", "config_for", "picture_sets", "plot_classes",
-            "plot_attributes", "plot_manifold", "image_features", "plot_reconstructions", "plot_samples"}   # whose arguments are checked below, or need more than one value
+            "plot_attributes", "plot_manifold", "image_features", "plot_reconstructions", "plot_samples", "save_strip",
+            *(f"explore_{what}" for what in ("interpolation", "region", "dimensions", "models"))}   # whose arguments are checked below, or need more than one value
 
 
 def arguments(function, model):
@@ -138,7 +139,7 @@ def test_every_argument_of_a_kind_that_the_table_knows_is_checked(name, model):
 
 def test_every_public_function_that_takes_such_an_argument_is_checked():
     """What only models and the loop call is not: it gets what was checked."""
-    inner = {"code_nats", "penalty", "calibrate", "grid_sizes", "code_grid", "input_channels", "conv_encoder", "conv_decoder", "fc_encoder", "fc_decoder", "count_parameters",
+    inner = {"code_nats", "compile_pays", "penalty", "calibrate", "grid_sizes", "code_grid", "input_channels", "conv_encoder", "conv_decoder", "fc_encoder", "fc_decoder", "count_parameters",
              "write_record", "need_memory", "own_run", "plot_scatter", "standard_error", "write_json", "display_interpolated_images", "checked", "shown", "whole_number", "real_number"}
     public = {name for name, f in vars(vae).items() if inspect.isfunction(f) and f.__module__ == "vae_helpers" and not name.startswith("_")
               and any(p in vae.ARGUMENTS for p in inspect.signature(f).parameters)}
