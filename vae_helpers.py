@@ -2813,7 +2813,7 @@ def explore_interpolation(model: VAE, data: ImageData, first: int = 0, second: i
 
     position = widgets.IntSlider(50, 0, 100, description="position t (%)", **Explorer.STYLE)
     play = widgets.Play(value=50, min=0, max=100, step=2, interval=80, description="morph")   # ms
-    widgets.jslink((play, "value"), (position, "value"))
+    widgets.jsdlink((play, "value"), (position, "value"))   # one way: both ways the slider would send two messages for each move
     file = widgets.Text("interpolation.gif", description="save the strip as .png or .gif", **Explorer.STYLE)
     number = lambda value, which: widgets.BoundedIntText(value, 0, count - 1, description=f"number of {which}", **Explorer.STYLE)   # noqa: E731
     choose = lambda which: widgets.Dropdown(options=list(of_class), description=f"class of {which}", **Explorer.STYLE)   # noqa: E731

@@ -4,7 +4,8 @@
 
 shows the four explorers with the released weights, moves every slider by keyboard, and writes figures/widget_*.jpg and
 figures/widgets.json: the milliseconds from a key to the new picture on the screen, which figures/make.py --texts fills into
-README.md. tests/test_browser.py opens the notebooks themselves with what stands here.
+README.md; "floor" is a slider that only swaps two ready pictures, which is what JupyterLab and the browser take by themselves.
+tests/test_browser.py opens the notebooks themselves with what stands here.
 """
 from __future__ import annotations
 
@@ -40,7 +41,13 @@ vae.explore_models({title: load(f"cifar10_{name}") for name, title in names.item
 vae.explore_region(plain, faces)""",
          "dimensions": """mu = vae.encode_images(plain, faces.train.images)[0]
 has = lambda name: faces.train.labels[:, faces.label_names.index(name)]
-vae.explore_dimensions(plain, faces, {name: vae.attribute_direction(mu, has(name)) for name in ("Smiling", "Eyeglasses", "Blond_Hair", "Male")})"""}
+vae.explore_dimensions(plain, faces, {name: vae.attribute_direction(mu, has(name)) for name in ("Smiling", "Eyeglasses", "Blond_Hair", "Male")})""",
+         "floor": """import ipywidgets   # no model, nothing drawn: two ready pictures in turn
+walk = vae.explore_interpolation(load("cifar10_conv"), cifar, 12, 37)
+ready = [walk.screen.value, walk.set(position=100) or walk.screen.value]
+slider, screen = ipywidgets.IntSlider(50, description="swap"), ipywidgets.Image(format="jpeg")
+slider.observe(lambda change: setattr(screen, "value", ready[change["new"] % 2]), "value")
+ipywidgets.VBox([slider, screen])"""}
 
 
 class Lab:
@@ -184,7 +191,8 @@ def main() -> None:
                 latency[name] = lab.move_every_slider(explorer, times=10)
                 every = [ms for found in latency[name].values() for ms in found]
                 print(f"{name:14} {len(every):4} moves, median {statistics.median(every):5.1f} ms, worst {max(every):5.1f} ms")
-                explorer.screenshot(path=HERE / f"widget_{name}.jpg", quality=85)
+                if name != "floor":
+                    explorer.screenshot(path=HERE / f"widget_{name}.jpg", quality=85)
             if errors := lab.errors():
                 raise RuntimeError("\n".join(errors))
     numbers = {"hardware": f"{vae.hardware()}, {os.cpu_count()} cores"}
