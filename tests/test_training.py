@@ -50,7 +50,7 @@ def test_training_lowers_the_loss_on_training_and_validation_images(shapes, choi
 def test_the_history_has_every_loss_of_every_epoch(shapes, config):
     _, history = fit(shapes, config)
     assert [row["epoch"] for row in history] == [1, 2]
-    assert all(set(row) == {"epoch", "seconds", "train_penalty", *(f"{s}_{loss}" for s in ("train", "val") for loss in LOSSES)} for row in history)
+    assert all(set(row) == {"epoch", "seconds", "compiled", "train_penalty", *(f"{s}_{loss}" for s in ("train", "val") for loss in LOSSES)} for row in history)
     assert 0 < history[0]["seconds"] < history[1]["seconds"]
 
 
