@@ -862,7 +862,7 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """Vectors (M, D) → the indices of their nearest codes, (M,)."""
-        return (self.codes.square().sum(1) - 2 * z @ self.codes.T).argmin(1)
+        return torch.addmm(self.codes.square().sum(1), z, self.codes.T, alpha=-2).argmin(1)
 
     @torch.no_grad()
     def update(self, z: Tensor, generator: torch.Generator | None) -> None:
@@ -872,9 +872,9 @@ class Codebook(nn.Module):
         self.codes[dead] = z[torch.randint(len(z), (int(dead.sum()),), generator=generator, device=z.device)]
         self.counts[dead] = 2 * self.DEAD * average     # without use it is dead again in 70 batches
         self.sums[dead] = self.codes[dead] * self.counts[dead, None]
-        used = F.one_hot(self.nearest(z), len(self.codes)).to(z.dtype)
-        self.counts.lerp_(used.sum(0), 1 - self.DECAY)
-        self.sums.lerp_(used.T @ z, 1 - self.DECAY)
+        nearest = self.nearest(z)
+        self.counts.lerp_(torch.bincount(nearest, minlength=len(self.codes)).to(z.dtype), 1 - self.DECAY)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, nearest, z), 1 - self.DECAY)
         self.codes.copy_(self.sums / self.counts[:, None].clamp(min=1e-5))
 
 

@@ -4,6 +4,7 @@
                                                 cvae on faces; a vq_vae on CIFAR-10; over β, how disentangled codes of drawn shapes are
     python figures/gallery.py --only vae wae    some of them; the others keep their numbers, and their pictures
 
+Without a GPU, as many models are trained at a time as there are cores: a core each is quicker than all for one (--jobs 1).
 Finished runs in runs/ and numbers in gallery.json are found again, so it can be stopped and started at will. A data set that
 cannot be had is passed over.
 """
@@ -11,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
+from joblib import Parallel, delayed  # noqa: E402
 from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 from sklearn.metrics import balanced_accuracy_score  # noqa: E402
 
@@ -36,7 +40,7 @@ ENTRIES = {   # name → data set, title, settings
     "wae": ("fashion_mnist", "WAE-MMD", {"model": "wae"}),
     "ae": ("fashion_mnist", "autoencoder", {"model": "ae"}),
     "cvae": ("fashion_mnist", "conditional VAE", {"model": "cvae"}),
-    "vq_vae": ("fashion_mnist", "VQ-VAE", {"model": "vq_vae"}),
+    "vq_vae": ("fashion_mnist", "VQ-VAE", {"model": "vq_vae", "epochs": 6}),   # an epoch costs three of the others'
     "mnist_fc_vae": ("mnist", "VAE on MNIST, fully connected", {"arch": "fc", "epochs": 30}),
     "celeba_cvae": ("celeba", "conditional VAE on CelebA, latent size 16", {"model": "cvae", "latent_dim": 16, "epochs": 15, **SHARP}),
     "celeba_cvae128": ("celeba", "conditional VAE on CelebA, latent size 128", {"model": "cvae", "latent_dim": 128, "epochs": 15, **SHARP}),
@@ -102,6 +106,26 @@ def row(model: vae.VAE, data: vae.ImageData) -> torch.Tensor:
     images, labels = (tensor[:SHOWN] for tensor in data.test)
     copies = vae.decode_images(model, vae.encode_images(model, images, labels)[0], labels)
     return torch.cat([copies, torch.ones_like(copies[:1]), vae.sample_images(model, SHOWN, labels, seed=1)])
+
+
+def images_for(name: str) -> vae.ImageData:
+    return vae.load_dataset(ENTRIES[name][0], max_images=SHAPES if ENTRIES[name][0] == "shapes" else None)
+
+
+def trained(name: str, data: vae.ImageData) -> vae.Run:
+    return vae.load_or_train(vae.config_for(data, **{"latent_dim": 20} | ENTRIES[name][2]), data)
+
+
+def train_and_measure(name: str) -> tuple[str, str | None, dict | None]:
+    """The name, where the model is from (None: its images cannot be had), and its numbers if they are new."""
+    try:
+        data = images_for(name)
+    except vae.DatasetUnavailable as err:
+        print(f"{name} is passed over: {err}")
+        return name, None, None
+    run = trained(name, data)
+    known = run.origin != "trained now" and name in measured()
+    return name, run.origin, None if known else measure(run, data, vae.load_feature_net())
 
 
 def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
@@ -184,23 +208,30 @@ TABLES = {"gallery": lambda: model_table(FAMILY), "elsewhere": lambda: model_tab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help="which models (default all): " + ", ".join(ENTRIES))
+    parser.add_argument("--jobs", metavar="N", type=int, default=1 if vae.get_device().type != "cpu" else min(os.cpu_count() or 1, 8),
+                        help="how many models at a time (default one per core up to 8, with a GPU 1)")
     args = parser.parse_args()
     if unknown := set(args.only) - set(ENTRIES):
         raise vae.VAEError(f"--only knows no {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}.")
-    net, models, sets = vae.load_feature_net(), {}, {}
-    for name in args.only:
-        dataset, _, choices = ENTRIES[name]
-        if dataset not in sets:
-            try:
-                sets[dataset] = vae.load_dataset(dataset, max_images=SHAPES if dataset == "shapes" else None)
-            except vae.DatasetUnavailable as err:
-                print(f"{name} is passed over: {err}")
-                continue
-        run = vae.load_or_train(vae.config_for(sets[dataset], **{"latent_dim": 20} | choices), sets[dataset])
-        models[name] = run.model
-        if name not in measured() or run.origin == "trained now":
-            numbers = measured() | {name: measure(run, sets[dataset], net)}
-            vae.write_json(HERE / "gallery.json", {key: numbers[key] for key in ENTRIES if key in numbers})
+    if args.jobs < 1:
+        raise vae.VAEError(f"--jobs must be 1 or more, not {args.jobs}.")
+    began = time.perf_counter()
+    slowest_first = sorted(args.only, key=lambda name: -measured().get(name, {}).get("seconds", 0))   # so that no core is idle at the end
+    there, trained_now = set(), set()
+    for name, origin, numbers in Parallel(args.jobs, return_as="generator_unordered")(map(delayed(train_and_measure), slowest_first)):
+        there |= {name} if origin else set()
+        trained_now |= {name} if origin == "trained now" else set()
+        if numbers:
+            every = measured() | {name: numbers}
+            vae.write_json(HERE / "gallery.json", {key: every[key] for key in ENTRIES if key in every})
+        print(f"{name}: {time.perf_counter() - began:,.0f} s", flush=True)
+    if trained_now == set(FAMILY):
+        vae.write_json(HERE / "gallery_time.json", {"minutes": (time.perf_counter() - began) / 60, "jobs": args.jobs, "cores": os.cpu_count()})
+    os.environ.pop("VAE_TRAIN", None)   # what was to be trained is
+    models, sets = {}, {}
+    for name in (name for name in args.only if name in there):
+        data = sets[ENTRIES[name][0]] = sets.get(ENTRIES[name][0]) or images_for(name)
+        models[name] = trained(name, data).model
     draw(models, sets)
     for table in TABLES.values():
         print(table())

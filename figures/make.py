@@ -124,7 +124,7 @@ def recorded() -> dict[str, float]:
     for name, values in gallery.measured().items():   # gallery.NAME.KEY
         numbers |= {f"gallery.{name}.{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         numbers |= {f"gallery.{name}.{k}_percent": 100 * v for k, v in values.items() if k.startswith("recognised")}
-    numbers["gallery.minutes"] = sum(values["seconds"] for name, values in gallery.measured().items() if name in gallery.FAMILY) / 60
+    numbers["gallery.minutes"] = json.loads((HERE / "gallery_time.json").read_text())["minutes"]
     for name, values in json.loads((HERE / "widgets.json").read_text()).items():   # widgets.NAME.KEY
         numbers |= {f"widgets.{name}.{k}": v for k, v in values.items()} if isinstance(values, dict) else {}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())

@@ -29,7 +29,7 @@ def painted(monkeypatch, tmp_path):
 
 
 def test_every_model_is_trained_measured_and_drawn(painted, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", *gallery.FAMILY])
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--jobs", "1", "--only", *gallery.FAMILY])
     gallery.main()
     numbers = json.loads((painted / "gallery.json").read_text())
     assert list(numbers) == gallery.FAMILY and {"gallery.png", "gallery_classes.png"} <= {p.name for p in painted.iterdir()}
@@ -42,7 +42,7 @@ def test_every_model_is_trained_measured_and_drawn(painted, monkeypatch):
 
 def test_one_model_alone_leaves_the_others_numbers(painted, monkeypatch):
     (painted / "gallery.json").write_text(json.dumps({"vae": {"mse": 1}, "ae": {"mse": 2, "parameters": 3}}))
-    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", "vae"])
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--jobs", "1", "--only", "vae"])
     gallery.main()
     numbers = json.loads((painted / "gallery.json").read_text())
     assert numbers["ae"] == {"mse": 2, "parameters": 3} and numbers["vae"]["images"] == 60
@@ -54,7 +54,7 @@ def test_one_model_alone_leaves_the_others_numbers(painted, monkeypatch):
 def test_the_latent_size_has_its_figures(painted, monkeypatch):
     monkeypatch.setattr(gallery, "ENTRIES", {n: (d, t, c | {"latent_dim": int(n.removeprefix("latent"))}) if n in gallery.OVER_LATENT_SIZE else (d, t, c)
                                              for n, (d, t, c) in gallery.ENTRIES.items()})
-    monkeypatch.setattr(sys, "argv", ["gallery.py", "--only", *gallery.OVER_LATENT_SIZE])
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--jobs", "1", "--only", *gallery.OVER_LATENT_SIZE])
     gallery.main()
     assert {"gallery_latent_size.png", "gallery_plane.png"} <= {p.name for p in painted.iterdir()}
     assert gallery.disentanglement_table() == ""
