@@ -25,6 +25,7 @@ import bisect
 import colorsys
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import html
 import inspect
@@ -483,6 +484,8 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
     if not isinstance(name, str) or name not in DATASETS:
         raise VAEError(f"Unknown dataset {name!r}: choose one of {', '.join(DATASETS)}.")
     size = image_size or DATASETS[name]
+    collecting = gc.isenabled()
+    gc.disable()   # the names of 60,000 files are as many new objects, and for each few of them Python would look through all of PyTorch's
     try:
         if name == "shapes":
             data = _load_shapes(size, max_images)
@@ -496,6 +499,9 @@ def load_dataset(name: str, *, image_size: int | None = None, data_dir: str | os
         print(f"{'=' * 100}\n{err}\n\n>>> Going on with `shapes`, images that are drawn on the fly. "
               f"What is written about {name} elsewhere does not hold for them.\n{'=' * 100}")
         data = _load_shapes(size, max_images)
+    finally:
+        if collecting:
+            gc.enable()
     train = Split(*(tensor[:max_images or None] for tensor in data.train))
     if len(train.images) < len(data.train.images) or switched_on("VAE_FAST"):
         data = dataclasses.replace(data, train=train, title=f"{data.title}, {len(train.images):,} training images")

@@ -9,8 +9,10 @@ tests/test_browser.py opens the notebooks themselves with what stands here.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import statistics
@@ -61,6 +63,7 @@ class Lab:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        self.token = secrets.token_hex()   # other users of this machine have no business in there
         self.address, self.home = f"http://127.0.0.1:{port}", Path(tempfile.mkdtemp())   # the user's own settings stay out of it
         wanted = {"notebook-extension/tracker": {"windowingMode": "none"},               # all cells are in the page
                   "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -73,8 +76,8 @@ class Lab:
         self.log = (self.home / "log").open("w")
         self.server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={port}", "--ip=127.0.0.1",
-             "--IdentityProvider.token=", f"--ServerApp.root_dir={self.folder}"],
-            env={**os.environ, **places, **self.environment}, stdout=self.log, stderr=subprocess.STDOUT)
+             f"--ServerApp.root_dir={self.folder}"],
+            env={**os.environ, **places, "JUPYTER_TOKEN": self.token, **self.environment}, stdout=self.log, stderr=subprocess.STDOUT)
         try:
             self._wait_for_server()
             self.playwright = sync_playwright().start()
@@ -90,7 +93,7 @@ class Lab:
     def _wait_for_server(self) -> None:
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"{self.address}/api/status", timeout=5).close()
+                urllib.request.urlopen(f"{self.address}/api/status?token={self.token}", timeout=5).close()
                 return
             except OSError:
                 if self.server.poll() is not None:
@@ -99,17 +102,24 @@ class Lab:
         raise RuntimeError(f"JupyterLab did not start:\n{Path(self.log.name).read_text()[-2000:]}")
 
     def __exit__(self, *_) -> None:
-        for close in (getattr(self, "browser", None) and self.browser.close, getattr(self, "playwright", None) and self.playwright.stop):
-            if close:
-                close()
+        with contextlib.ExitStack() as last_first:   # whatever fails, nothing is left running
+            last_first.callback(shutil.rmtree, self.home, ignore_errors=True)
+            last_first.callback(self.log.close)
+            last_first.callback(self._stop_server)
+            for name, method in (("playwright", "stop"), ("browser", "close")):
+                if hasattr(self, name):
+                    last_first.callback(getattr(getattr(self, name), method))
+
+    def _stop_server(self) -> None:
         self.server.terminate()
-        self.server.wait(30)
-        self.log.close()
-        shutil.rmtree(self.home, ignore_errors=True)
+        try:
+            self.server.wait(30)
+        except subprocess.TimeoutExpired:
+            self.server.kill()
 
     def run_all(self, name: str, timeout: float = 300) -> None:
         """Open a notebook and run all its cells; returns when the last one is done."""
-        self.page.goto(f"{self.address}/lab/tree/{name}?reset", wait_until="domcontentloaded", timeout=300_000)
+        self.page.goto(f"{self.address}/lab/tree/{name}?reset&token={self.token}", wait_until="domcontentloaded", timeout=300_000)
         self.page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=300_000)
         self.page.set_default_timeout(timeout * 1000)
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")   # waits for the last cell
@@ -167,7 +177,7 @@ class Lab:
             "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)")
 
 
-def workplace(folder: Path) -> Path:
+def copy_notebooks(folder: Path) -> Path:
     """A folder in which notebooks can be run and saved without touching the repository's: copies, beside a link to the module."""
     (folder / "notebooks").mkdir()
     (folder / "vae_helpers.py").symlink_to(HERE.parent / "vae_helpers.py")
@@ -181,7 +191,7 @@ def main() -> None:
     setup = next(cell.source for cell in setup if cell.cell_type == "code")
     latency = {}
     with tempfile.TemporaryDirectory() as folder:
-        workplace(Path(folder))
+        copy_notebooks(Path(folder))
         cells = [nbformat.v4.new_code_cell(source) for source in (setup, *CELLS.values())]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}),
                        Path(folder) / "notebooks" / "widgets.ipynb")

@@ -26,7 +26,7 @@ EXPLORERS = {"Task1_CIFAR10_ConvVAE_vs_FCVAE": 1, "Task2_Latent_Interpolation": 
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     places = {f"VAE_{name.upper()}": str(folder / name) for name in ("data", "runs", "cache")}
-    with widgets.Lab(widgets.workplace(folder), VAE_FAST="1", TQDM_DISABLE="1", MPLBACKEND="module://matplotlib_inline.backend_inline", **places) as lab:
+    with widgets.Lab(widgets.copy_notebooks(folder), VAE_FAST="1", TQDM_DISABLE="1", MPLBACKEND="module://matplotlib_inline.backend_inline", **places) as lab:
         yield lab
 
 
