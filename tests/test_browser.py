@@ -67,10 +67,9 @@ def test_play_morphs_and_save_says_where(lab, walk):
     lab.watch(walk)
     shown = [walk.locator("img.widget-image").get_attribute("src")]
     walk.locator(".widget-play button").first.click()
-    for _ in range(3):
-        lab.page.wait_for_function("n => window.waits.length > n", arg=len(shown))
+    for _ in range(2):   # not each step of the 25: a busy machine shows some of them
+        lab.page.wait_for_function("last => document.querySelector('img.widget-image').src !== last", arg=shown[-1])
         shown.append(walk.locator("img.widget-image").get_attribute("src"))
-    assert len(set(shown)) == 4
     walk.get_by_role("button", name="save").click()
     walk.get_by_text("Saved to").wait_for()
     assert Path(walk.get_by_text("Saved to").inner_text().removeprefix("Saved to ")).stat().st_size > 1000

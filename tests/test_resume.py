@@ -278,14 +278,17 @@ def test_a_notebook_shows_the_sentence_in_place_of_a_traceback(few, tmp_path):
 
 
 def test_ctrl_c_in_the_shell_ends_in_one_line_and_resume_goes_on(tmp_path):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "VAE_FAST": "1", "VAE_EPOCHS": "200", "PYTHONIOENCODING": "utf-8"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "VAE_FAST": "1", "VAE_EPOCHS": "100000", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / "train.py"), *COMMAND, "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
     end = time.time() + 100
     while not (tmp_path / "run" / vae.TRAINING).exists() and process.poll() is None and time.time() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and said.strip().startswith("Stopped. ") and said.strip().count("\n") == 0
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [vae.TRAINING]
     assert len(vae.load_checkpoint(tmp_path / "run")[1]["history"]) >= 1
