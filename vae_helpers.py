@@ -339,7 +339,7 @@ class Config:
             raise VAEError(f"data_dir is for dataset folder: for {self.dataset} set VAE_DATA to the folder that holds it.")
         if self.image_size is None:
             self._set(image_size=DATASETS[self.dataset])
-        if self.beta is None or self.beta == 1.0 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
+        if self.beta is None or self.beta == 1 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
             self._set(beta=self.objective.beta)
         if self.beta != self.objective.beta and not self.objective.sampled:
             raise VAEError(f"beta weighs the KL of a sampled z, and model {self.model} has none: leave beta out, or train model beta_vae.")
@@ -1643,8 +1643,8 @@ def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
 
 
 # A run folder. While it is trained: one file, TRAINING, replaced after each epoch, from which fit goes on and whose weights
-# load_checkpoint gives. When it is finished: model.safetensors and model.json, and then TRAINING is deleted. At any instant
-# the folder is one or the other, so a kill never leaves weights of one epoch beside the record of another.
+# load_checkpoint gives. When it is finished: model.safetensors and model.json, and then TRAINING is deleted. Where both are, as
+# when a finished run is trained anew, TRAINING counts: a kill never mixes the weights of one epoch with the record of another.
 TRAINING = "training.safetensors"
 FORMAT = 2   # of model.json and TRAINING: 1 had no checksums, and is still read
 
