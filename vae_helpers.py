@@ -142,6 +142,11 @@ def precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def precision_name() -> str:
+    """float32 or bfloat16, see precision: for records."""
+    return str(precision(get_device())).removeprefix("torch.")
+
+
 def workers() -> tuple[int, int]:
     """This process and how many train together: (0, 1), but under `torchrun --nproc_per_node=N train.py` (0 to N-1, N)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -1448,37 +1453,16 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
     if world > min(n, len(data.val.images), config.batch_size) or world > 1 and config.model == "vq_vae":
         raise VAEError("A vq_vae trains in one process: start train.py without torchrun." if config.model == "vq_vae" else
                        f"{world} processes are more than there are images in a batch, or for validation: name a smaller --nproc_per_node.")
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     steps = len(_batches(n, config, torch.Generator()))   # in one epoch
-    schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
-        optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
-    average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
-    order_rng = torch.Generator().manual_seed(config.seed)
-    noise_rng = torch.Generator(device).manual_seed(config.seed + 1000 * rank)
-    history, state = start or ([], {})
-    history = list(history)
+    state = _TrainingState(model, config, steps)
+    history = list(start[0]) if start else []
     if history:
-        part = lambda name: {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}   # noqa: E731
-        model.load_state_dict(part("raw.") or part("model.") if len(history) < config.epochs else part("model."))
-        for i, p in enumerate(model.parameters()):   # the moments in the memory layout of their weights, as Adam makes them
-            optimiser.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(device) for k, v in part(f"adam.{i}.").items()}
-        optimiser.param_groups[0]["lr"] = state["lr"].item()
-        if schedule:
-            schedule.last_epoch = len(history) * steps   # OneCycleLR counts steps in it
-        if average:
-            average.load_state_dict(part("average."))
-        order_rng.set_state(state["order_rng"])
-        if len(state["noise_rng"]) == len(noise_rng.get_state()):
-            noise_rng.set_state(state["noise_rng"])
-        else:                                                    # begun on another kind of device
-            noise_rng.manual_seed(config.seed + len(history))
-    if rank and history:                                         # only the first process's noise was kept
-        noise_rng.manual_seed(config.seed + 1000 * rank + len(history))
+        state.restore(start[1], len(history))
     dtype, here = precision(device), Split(data.train.images, data.train.labels if not config.conditions else conditions(config, data.train.labels))
     if resident(here, device):
         here = Split(*(tensor.to(device) for tensor in here))
     net = DistributedDataParallel(model) if world > 1 else model
-    draw = lambda x: torch.randn(len(x), config.latent_dim, generator=noise_rng, device=device)   # noqa: E731
+    draw = lambda x: torch.randn(len(x), config.latent_dim, generator=state.noise_rng, device=device)   # noqa: E731
 
     def losses(x: Tensor, c: Tensor | None, noise: Tensor | torch.Generator | None, drawn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean reconstruction, price of the code and penalty of one batch; drawn: from N(0, I), for the MMD."""
@@ -1492,12 +1476,12 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
     for epoch in range(first, config.epochs + 1):
         model.train()
         sums, seen = torch.zeros(3, device=device), 0
-        batches = _batches(n, config, order_rng)
+        batches = _batches(n, config, state.order_rng)
         parts = _on_device(here, [indices[rank::world] for indices in batches], device)
         bar = progress_bar(parts, total=steps, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress or rank > 0)
         for step, (images, labels) in enumerate(bar):
             x = to_input(images, config).contiguous(memory_format=torch.channels_last)
-            noise = noise_rng if config.model == "vq_vae" else draw(x) if config.objective.sampled else None
+            noise = state.noise_rng if config.model == "vq_vae" else draw(x) if config.objective.sampled else None
             inputs = x, labels if config.conditions else None, noise, draw(x) if config.mmd else None
             forward = compiled if compiled and len(x) == config.batch_size else losses   # a last, smaller batch is not worth compiling for
             try:
@@ -1510,13 +1494,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
                 rec, kl, extra = losses(*inputs)
             progressed = (epoch - 1 + step / steps) / config.kl_warmup if config.kl_warmup else 1.0
             share = len(x) * world / len(batches[step])          # gradients are averaged over the processes, whatever their shares
-            optimiser.zero_grad(set_to_none=True)
-            (share * (rec + config.beta * min(1.0, progressed) * kl + extra)).backward()
-            optimiser.step()
-            if schedule:
-                schedule.step()
-            if average:
-                average.update_parameters(model)
+            state.step(share * (rec + config.beta * min(1.0, progressed) * kl + extra))
             sums += torch.stack([rec.detach(), kl.detach(), extra.detach()]) * len(x)
             seen += len(batches[step])
             if step % 20 == 0 or step == steps - 1:            # reading a number waits for the device: not every step
@@ -1527,9 +1505,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         sums = over_all(sums) / n
         train = dict(zip(("reconstruction_nats", "kl_nats"), sums.tolist()))
-        if average:
-            moving = {k: v.clone() for k, v in model.state_dict().items()}
-            model.load_state_dict(average.module.state_dict())
+        state.show_average()
         if world > 1:
             for buffer in model.buffers():                       # running means of different shares
                 dist.broadcast(buffer, 0)
@@ -1544,17 +1520,78 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
             raise TrainingDiverged(_diverged(config, f"in epoch {epoch}", f"on the validation images; seen last: {seen_last}"))
         history.append(row)
         if save and rank == 0:
-            moments = {f"adam.{i}.{k}": v for i, p in enumerate(model.parameters()) for k, v in optimiser.state[p].items()}
-            states = {"model.": model.state_dict(), "raw.": moving, "average.": average.state_dict()} if average else {"model.": model.state_dict()}
-            save(history, moments | {prefix + k: v for prefix, part in states.items() for k, v in part.items()} | {
-                "lr": torch.tensor(optimiser.param_groups[0]["lr"], dtype=torch.float64),
-                "order_rng": order_rng.get_state(), "noise_rng": noise_rng.get_state()})
+            save(history, state.tensors())
         if on_epoch and rank == 0:
             on_epoch(history)
-        if average and epoch < config.epochs:
-            model.load_state_dict(moving)
+        if epoch < config.epochs:
+            state.hide_average()
     model.eval()
     return history
+
+
+class _TrainingState:
+    """What changes while a model trains. tensors() gives all of it, by name, and restore() takes it up again.
+
+    With config.ema the model has its raw weights while it learns, and the averaged ones from show_average to hide_average.
+    """
+
+    def __init__(self, model: VAE, config: Config, steps: int):
+        rank, _ = workers()
+        self.model, self.config, self.steps, self.raw = model, config, steps, {}
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        self.schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
+            self.optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
+        self.average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
+        self.order_rng = torch.Generator().manual_seed(config.seed)
+        self.noise_rng = torch.Generator(model.device).manual_seed(config.seed + 1000 * rank)
+
+    def step(self, loss: Tensor) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        if self.schedule:
+            self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+
+    def show_average(self) -> None:
+        if self.average:
+            self.raw = {k: v.clone() for k, v in self.model.state_dict().items()}
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def hide_average(self) -> None:
+        if self.average:
+            self.model.load_state_dict(self.raw)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """After an epoch, while the average is shown: "model." are the weights that count, what load_checkpoint gives."""
+        moments = {f"adam.{i}.{k}": v for i, p in enumerate(self.model.parameters()) for k, v in self.optimiser.state[p].items()}
+        averaged = {"average.n_averaged": self.average.n_averaged} if self.average else {}
+        return {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **{f"raw.{k}": v for k, v in self.raw.items()},
+                **moments, **averaged, "lr": torch.tensor(self.optimiser.param_groups[0]["lr"], dtype=torch.float64),
+                "order_rng": self.order_rng.get_state(), "noise_rng": self.noise_rng.get_state()}
+
+    def restore(self, tensors: dict[str, Tensor], epochs: int) -> None:
+        """Be as it was after so many epochs: ready for the next one, or, after the last, with the weights that count."""
+        part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}   # noqa: E731
+        self.model.load_state_dict(part("model."))
+        if self.average:
+            self.average.module.load_state_dict(part("model."))
+            self.average.n_averaged.copy_(tensors["average.n_averaged"])
+            self.raw = part("raw.")
+            if epochs < self.config.epochs:
+                self.hide_average()
+        for i, p in enumerate(self.model.parameters()):   # the moments in the memory layout of their weights, as Adam makes them
+            self.optimiser.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in part(f"adam.{i}.").items()}
+        self.optimiser.param_groups[0]["lr"] = tensors["lr"].item()
+        if self.schedule:
+            self.schedule.last_epoch = epochs * self.steps   # OneCycleLR counts steps in it
+        self.order_rng.set_state(tensors["order_rng"])
+        rank, _ = workers()
+        if rank or len(tensors["noise_rng"]) != len(self.noise_rng.get_state()):   # the noise of the first process was kept, on its kind of device
+            self.noise_rng.manual_seed(self.config.seed + 1000 * rank + epochs)
+        else:
+            self.noise_rng.set_state(tensors["noise_rng"])
 
 
 def compile_pays(config: Config, n: int, device: torch.device) -> bool:
@@ -1689,9 +1726,8 @@ def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
     try:
         record = json.loads(path.read_text())
         config = _config_of(path, record)
-        if record.get("format", 1) > 1 or "sha256" in record:
-            if record.get("sha256") != _seal(record):
-                raise ValueError("it was changed after it was written")
+        if (record.get("format", 1) > 1 or "sha256" in record) and record.get("sha256") != _seal(record):
+            raise ValueError("it was changed after it was written")
         return config, record
     except CheckpointError:
         raise
@@ -2019,7 +2055,7 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
-              "hardware": hardware(), "torch": torch.__version__, "precision": str(precision(get_device())).removeprefix("torch."),
+              "hardware": hardware(), "torch": torch.__version__, "precision": precision_name(),
               "processes": workers()[1]}
     if config.conditions:
         record["data"]["conditions"] = list(condition_names(data))
@@ -2065,6 +2101,9 @@ def _unfinished(folder: Path, config: Config, data: ImageData) -> tuple[list[dic
         print(f"Passed over: the unfinished run in {folder} has other settings or images.")
         return None
     print(f"{folder}: going on after epoch {len(record['history'])} of {config.epochs}", flush=True)
+    if record["precision"] != precision_name():
+        print(f"Note: it was begun in {record['precision']} and goes on in {precision_name()}, so it will end like neither: set "
+              f"VAE_PRECISION={record['precision']} to go on as it was.")
     return record["history"], state
 
 

@@ -212,7 +212,7 @@ def main() -> None:
         r["share_of_float32_peak"] = r["images_per_s"] * flops / peaks["float32"]
     best = max(r["images_per_s"] for name, r in loops.items() if name.startswith("usual"))
     result = {"hardware": vae.hardware(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "data": data.title,
-              "precision": str(vae.precision(device)).removeprefix("torch."), "batch_size": config.batch_size,
+              "precision": vae.precision_name(), "batch_size": config.batch_size,
               "parameters": vae.count_parameters(vae.build_model(config)), "flops_per_image": flops, "gemm_flops": peaks, "loops": loops,
               "ratio": loops["this project"]["images_per_s"] / best, "ratio_compiled": loops["this project, compiled"]["images_per_s"] / best,
               "compile_s": loops["this project, compiled"]["first_epoch_s"] - loops["this project, compiled"]["epoch_s"], **alone(args.images)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,3 +121,55 @@ def paint_noise(folder: Path, count: int, size: tuple[int, int] = (24, 24), mode
         pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(pixels).convert(mode).save(folder / f"{i:03}.png")
     return folder
+
+
+SPLITS = ("train", "val", "test")
+
+
+def numbers(data):
+    """The numbers that paint() gave to the images of each split."""
+    return {name: [number_in(image) for image in getattr(data, name).images] for name in SPLITS}
+
+
+def all_numbers(data):
+    return sorted(n for found in numbers(data).values() for n in found)
+
+
+def all_images(data):
+    return torch.cat([getattr(data, name).images for name in SPLITS])
+
+
+def sizes(data):
+    return [len(getattr(data, name).images) for name in SPLITS]
+
+
+def labels_follow(data, label_of):
+    """Whether every painted image has the label of its number."""
+    return all(getattr(data, name).labels.tolist() == list(map(label_of, found)) for name, found in numbers(data).items())
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for name in SPLITS for x, y in zip(getattr(a, name), getattr(b, name)))
+
+
+def zip_folder(folder: Path, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as z:
+        for file in sorted(folder.rglob("*")):
+            z.write(file, file.relative_to(folder))
+    return path
+
+
+LAYOUTS = {"flat": "{i:02}.png", "classes": "{c}/{i:02}.png", "splits": "{s}/{c}/{i:02}.png", "lone train": "train/{c}/{i:02}.png"}
+
+
+def tree(folder: Path, layout: str, top: str = "") -> Path:
+    """20 images of class even or odd, 15 of them named train and 5 named test where the layout names splits."""
+    for i in range(20):
+        paint(folder / top / LAYOUTS[layout].format(i=i, c=("even", "odd")[i % 2], s="train" if i < 15 else "test"), i)
+    return folder
+
+
+def damaged(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"PK\x03\x04 cut short")

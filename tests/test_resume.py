@@ -116,6 +116,13 @@ def test_a_run_begun_on_another_kind_of_device_goes_on(few, tmp_path, monkeypatc
     assert len(vae.train_run(config, few, tmp_path / "run").record["history"]) == 2
 
 
+def test_another_precision_than_it_was_begun_in_is_told(few, unfinished, monkeypatch, capsys):
+    config, folder = unfinished
+    monkeypatch.setenv("VAE_PRECISION", "bfloat16")
+    vae.train_run(config, few, folder)
+    assert "begun in float32 and goes on in bfloat16" in (said := capsys.readouterr().out) and "VAE_PRECISION=float32" in said
+
+
 # ── When it starts anew ─────────────────────────────────────────────────────────────────────────
 
 @pytest.fixture
