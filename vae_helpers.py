@@ -1597,8 +1597,9 @@ class _TrainingState:
 def compile_pays(config: Config, n: int, device: torch.device) -> bool:
     """Whether torch.compile saves more time in this run, of n images an epoch, than it takes; $VAE_COMPILE=1 or 0 decides otherwise.
 
-    In float32 it saves next to nothing (benchmarks/speed.py measures it), since the convolutions take the time. In bfloat16 on a
-    CPU a long run. By the length of the run and not by a stopwatch, so that the same command gives the same numbers.
+    It does for long runs in bfloat16 on a CPU. In float32, where the convolutions take the time, it saves about a tenth
+    (benchmarks/speed.py measures it): too little to round otherwise than the released weights did. By the length of the run and
+    not by a stopwatch, so that the same command gives the same numbers.
     """
     if config.model == "vq_vae" or workers()[1] > 1:   # the codebook's step depends on its values
         return False

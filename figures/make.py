@@ -65,9 +65,9 @@ def metrics(name: str) -> dict:
     return json.loads((CHECKPOINTS / name / "metrics.json").read_text())
 
 
-def benchmark() -> dict:
-    """What benchmarks/speed.py measured last."""
-    return json.loads((HERE.parent / "benchmarks" / "speed.json").read_text())
+def benchmark(name: str) -> dict:
+    """What benchmarks/speed.py or memory.py measured last."""
+    return json.loads((HERE.parent / "benchmarks" / f"{name}.json").read_text())
 
 
 def quality_table() -> str:
@@ -106,7 +106,7 @@ def faults_table() -> str:
     return vae.markdown_table([{"fault": row["kind"], **{key: f"{row[key]:,}" for key in ("tried", "survived", "lost")}} for row in (*rows, total)])
 
 
-TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, "faults": faults_table, "speed": lambda: speed.table(benchmark()),
+TABLES = {"results": results_table, "quality": quality_table, "ablation": ablation_table, "faults": faults_table, "speed": lambda: speed.table(benchmark("speed")),
           **gallery.TABLES}   # what the texts call them
 
 
@@ -139,8 +139,8 @@ def recorded() -> dict[str, float]:
         numbers |= {f"gallery.{name}.{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         numbers |= {f"gallery.{name}.{k}_percent": 100 * v for k, v in values.items() if k.startswith("recognised")}
     numbers["gallery.minutes"] = json.loads((HERE / "gallery_time.json").read_text())["minutes"]
-    numbers |= {f"speed.{k}": v for k, v in benchmark().items() if isinstance(v, (int, float))}
-    numbers |= {f"speed.gemm.{k}": v / 1e9 for k, v in benchmark()["gemm_flops"].items()}
+    numbers |= {f"{name}.{k}": v for name in ("speed", "memory") for k, v in benchmark(name).items() if isinstance(v, (int, float))}
+    numbers |= {f"speed.gemm.{k}": v / 1e9 for k, v in benchmark("speed")["gemm_flops"].items()}
     for name, values in json.loads((HERE / "widgets.json").read_text()).items():   # widgets.NAME.KEY
         numbers |= {f"widgets.{name}.{k}": v for k, v in values.items()} if isinstance(values, dict) else {}
     features = json.loads((CHECKPOINTS / "features" / "features.json").read_text())

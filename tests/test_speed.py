@@ -178,6 +178,15 @@ def test_a_start_imports_no_library_that_training_does_not_use():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_the_memory_benchmark_measures_both_parts(tmp_path):
+    done = subprocess.run([sys.executable, "benchmarks/memory.py", "--images", "200", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "memory.json").read_text())
+    assert result["images"] == 200 and min(result[f"{part}_{key}"] for part in ("decode", "train") for key in ("seconds", "peak_gib")) > 0.1
+    assert os.listdir(tmp_path) == ["memory.json"]
+
+
 def test_the_benchmark_measures_both_loops(tmp_path):
     done = subprocess.run([sys.executable, "benchmarks/speed.py", "--rounds", "1", "--images", "256", "--no_growth", "--out", str(tmp_path)], cwd=ROOT,
                           env=os.environ | {"VAE_FAST": "1"}, capture_output=True, text=True, timeout=300)
