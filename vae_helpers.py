@@ -1827,36 +1827,6 @@ def evaluate(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: 
 
 
 @checked
-def iwae_nats(model: VAE, images: Tensor, k: int = 500, labels: Tensor | None = None, *, seed: int = 0,
-              decoded_at_once: int = 1000) -> Tensor:
-    """The importance-weighted bound on -log p(x) of each image: (N,) nats; k = 1 is the negative ELBO.
-
-    -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x): in expectation it only falls with k, towards -log p(x) (Burda et
-    al. 2016, equation 8 and theorem 1). Memory holds decoded_at_once images, whatever k is.
-    """
-    c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
-    if not c.objective.sampled:
-        raise VAEError(f"The bound averages over samples of z, and the code of model {c.model} is a point: measure a model that samples.")
-    told = conditions(c, labels)
-    bounds = []
-    with torch.no_grad():
-        for i, image in enumerate(images):
-            x = to_input(image[None].to(model.device), c)
-            given = None if told is None else told[i:i + 1].to(model.device)
-            mu, logvar = model.eval().encode(x, given)
-            log_weights = []
-            for n in torch.arange(k).split(decoded_at_once):
-                z = reparameterize(mu.expand(len(n), -1), logvar.expand(len(n), -1), generator)
-                log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp()).sum(1)   # both without -D/2 log 2 pi
-                log_prior = -0.5 * z.square().sum(1)
-                x_raw = model.decode_raw(z, None if given is None else given.expand(len(n), -1))
-                nats = reconstruction_nats(x_raw, x.expand(len(n), -1, -1, -1), c.likelihood, model.sigma)
-                log_weights.append((log_prior - log_q - nats).cpu().double())
-            bounds.append(math.log(k) - torch.logsumexp(torch.cat(log_weights), 0))
-    return torch.stack(bounds)
-
-
-@checked
 def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, labels: Tensor | None = None, tuning_labels: Tensor | None = None, *,
                  seed: int = 0) -> dict[str, float]:
     """A bound on the bits that each value of uint8 images costs, the unit of the literature on image likelihoods.
@@ -2389,23 +2359,6 @@ def aggregate_posterior(model: VAE, images: Tensor, labels: Tensor | None = None
     z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
     return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), mu, z)
-
-
-@checked
-def gaussian_gap(z: Tensor) -> dict[str, float]:
-    """How far latents (N, D), N > D, are from N(0, I) as a whole: the Gaussian with their mean and covariance against it.
-
-    mean_norm; variance_max, variance_min over all directions (eigenvalues of the covariance), directions with a variance
-    above ACTIVE_THRESHOLD; fit_kl_nats = KL(N(mean, covariance) || N(0, I)).
-    """
-    if z.ndim != 2 or len(z) < 2:
-        raise VAEError(f"A covariance needs at least 2 latents (N, D), not {tuple(z.shape)}.")
-    z = z.double()
-    mean, covariance = z.mean(0), torch.cov(z.T).reshape(z.shape[1], -1)
-    variances = torch.linalg.eigvalsh(covariance)
-    kl = 0.5 * (variances.sum() + mean.square().sum() - len(variances) - variances.clamp(min=1e-12).log().sum())
-    return {"mean_norm": mean.norm().item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item(),
-            "directions": int((variances > ACTIVE_THRESHOLD).sum()), "fit_kl_nats": kl.item()}
 
 
 @checked
