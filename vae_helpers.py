@@ -153,8 +153,8 @@ def workers() -> tuple[int, int]:
 
 
 # ── What a public function checks at its door ──
-# The name of an argument means the same everywhere (see Conventions), so one table serves all functions. Of the tensors of a training step
-# only types and shapes are looked at: for their values a GPU would have to be waited for.
+# The name of an argument means the same everywhere (see Conventions), so one table serves all functions, and the fields of Config. Of the
+# tensors of a training step only types and shapes are looked at: for their values a GPU would have to be waited for.
 
 LARGEST = 2 ** 31 - 1   # of whole numbers: what PyTorch and its libraries count with
 
@@ -204,13 +204,18 @@ ARGUMENTS = {name: (good, wanted) for names, good, wanted in (
     ("labels tuning_labels has_attribute", lambda v: isinstance(v, Tensor) and v.ndim in (1, 2) and not v.is_complex() and bool(v.isfinite().all()),
      "a tensor (N,) or (N, A)"),
     ("factors", _levels, "whole numbers (N, 7) from 0 to below those of SHAPE_FACTORS"),
-    ("n k components decoded_at_once latents latent_dim columns max_images parameters", whole_number, f"a whole number from 1 to {LARGEST:,}"),
+    ("n k components decoded_at_once latents latent_dim columns max_images parameters epochs batch_size width codebook", whole_number,
+     f"a whole number from 1 to {LARGEST:,}"),
+    ("conditions kl_warmup", lambda v: whole_number(v, 0), f"a whole number from 0 to {LARGEST:,}"),
+    ("residual", lambda v: whole_number(v, 0, 100), "a whole number from 0 to 100"),
+    ("depth", lambda v: whole_number(v, 1, 31), "a whole number from 1 to 31"),
     ("num num_interpolations", lambda v: whole_number(v, 2), "a whole number of at least 2 (the two ends)"),
-    ("image_size", lambda v: whole_number(v, 2, 4096), "a whole number from 2 to 4096"),
+    ("image_size", lambda v: whole_number(v, 2, 4096), "a whole number from 2 to 4,096"),
     ("seed", lambda v: whole_number(v, 1 - 2 ** 63, 2 ** 63 - 1), "a whole number of at most 63 bits"),
     ("z_range", _ascending, "two numbers, the lower first, like (-2, 2)"),
-    ("radius temperature", lambda v: real_number(v, 0), "a number of at least 0"),
-    ("scale", lambda v: real_number(v) and v > 0, "a number above 0"),
+    ("radius temperature beta mmd", lambda v: real_number(v, 0), "a number of at least 0"),
+    ("scale lr", lambda v: real_number(v) and v > 0, "a number above 0"),
+    ("ema", lambda v: real_number(v, 0) and v < 1, "a number from 0 to below 1"),
     ("epsilon", lambda v: real_number(v) and 0 < v < 1, "a number between 0 and 1"),
     ("method", lambda v: isinstance(v, str) and v in METHODS, "'linear' or 'spherical'"),
     ("likelihood", lambda v: isinstance(v, str) and v in LIKELIHOODS, "bernoulli, squared_error or gaussian"),
@@ -331,44 +336,27 @@ class Config:
     seed: int = option(0, "seeds the weights, the order of the images and the noise")
 
     def __post_init__(self):
-        optional = {f.name for f in dataclasses.fields(self) if f.default is None}
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
-            if isinstance(value, np.generic):   # a number of NumPy's: JSON knows Python's only
-                self._set(**{f.name: (value := value.item())})
-            if choices and not (value is None and f.name in optional) and (type(value) not in (str, int) or value not in choices):
-                raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {shown(value)}.")
-        if self.likelihood is None:
-            self._set(likelihood="squared_error" if self.dataset == "celeba" or self.model == "wae" else "bernoulli")
+            if isinstance(value, (np.generic, os.PathLike)):   # JSON knows neither NumPy's numbers nor paths
+                self._set(**{f.name: (value := value.item() if isinstance(value, np.generic) else os.fspath(value))})
+            good, wanted = ARGUMENTS[f.name] if not choices else (
+                lambda v: type(v) in (str, int) and v in choices, f"one of {', '.join(map(str, choices))}")
+            if not (value is None and f.default is None) and not good(value):
+                raise VAEError(f"{f.name} must be {wanted}, not {shown(value)}.")
         if self.data_dir is not None and self.dataset != "folder":
             raise VAEError(f"data_dir is for dataset folder: for {self.dataset} set VAE_DATA to the folder that holds it.")
-        if self.image_size is None:
-            self._set(image_size=DATASETS[self.dataset])
         if self.beta is None or self.beta == 1 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
             self._set(beta=self.objective.beta)
         if self.beta != self.objective.beta and not self.objective.sampled:
             raise VAEError(f"beta weighs the KL of a sampled z, and model {self.model} has none: leave beta out, or train model beta_vae.")
-        if self.codebook is None and self.model == "vq_vae":
-            self._set(codebook=512)
         if self.codebook is not None and self.model != "vq_vae":
             raise VAEError(f"codebook is for model vq_vae, not {self.model}: leave it out.")
-        if self.mmd is None:
-            self._set(mmd=100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd)
-        for name, low, high in (*((name, 1, LARGEST) for name in ("latent_dim", "epochs", "batch_size", "width", "max_images", "codebook")),
-                                ("depth", 1, 31), ("image_size", 2, 4096), ("residual", 0, 100), ("conditions", 0, LARGEST), ("kl_warmup", 0, LARGEST)):
-            if not (getattr(self, name) is None and name in optional) and not whole_number(getattr(self, name), low, high):
-                raise VAEError(f"{name} must be a whole number from {low} to {high:,}, not {shown(getattr(self, name))}.")
-        for name, good, wanted in (("seed", lambda v: whole_number(v, 1 - 2 ** 63, 2 ** 63 - 1), "a whole number of at most 63 bits"),
-                                   ("lr", lambda v: real_number(v) and v > 0, "a number above 0"),
-                                   ("beta", lambda v: real_number(v, 0), "a number of at least 0"),
-                                   ("mmd", lambda v: real_number(v, 0), "a number of at least 0"),
-                                   ("ema", lambda v: real_number(v, 0) and v < 1, "a number from 0 to below 1"),
-                                   ("data_dir", lambda v: v is None or isinstance(v, str), "text")):
-            if not good(getattr(self, name)):
-                raise VAEError(f"{name} must be {wanted}, not {shown(getattr(self, name))}.")
+        follows = {"likelihood": "squared_error" if self.dataset == "celeba" or self.model == "wae" else "bernoulli", "image_size": DATASETS[self.dataset],
+                   "mmd": 100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd,
+                   "codebook": 512 if self.model == "vq_vae" else None, "width": 32 if self.arch == "conv" else 512}
+        self._set(**{name: value for name, value in follows.items() if getattr(self, name) is None})
         self._set(lr=float(self.lr), beta=float(self.beta), mmd=float(self.mmd), ema=float(self.ema))   # 4 and 4.0 are one config and one run_name
-        if self.width is None:
-            self._set(width=32 if self.arch == "conv" else 512)
         if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4; the codes of a vq_vae need a finer grid
             halvings = round(math.log2(self.image_size / 8)) if self.model == "vq_vae" else int(math.log2(self.image_size / 4))
             self._set(depth=max(1, halvings) if self.arch == "conv" else 2)

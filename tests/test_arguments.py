@@ -141,7 +141,7 @@ def test_every_argument_of_a_kind_that_the_table_knows_is_checked(name, model):
 def test_every_public_function_that_takes_such_an_argument_is_checked():
     """What only models and the loop call is not: it gets what was checked."""
     inner = {"code_nats", "compile_pays", "penalty", "calibrate", "grid_sizes", "code_grid", "input_channels", "conv_encoder", "conv_decoder", "fc_encoder", "fc_decoder", "count_parameters",
-             "write_record", "need_memory", "own_run", "plot_scatter", "standard_error", "write_json", "display_interpolated_images", "checked", "shown", "whole_number", "real_number"}
+             "write_record", "need_memory", "own_run", "plot_scatter", "standard_error", "write_json", "display_interpolated_images", "draw_sheet", "checked", "shown", "whole_number", "real_number"}
     public = {name for name, f in vars(vae).items() if inspect.isfunction(f) and f.__module__ == "vae_helpers" and not name.startswith("_")
               and any(p in vae.ARGUMENTS for p in inspect.signature(f).parameters)}
     assert public - CHECKED.keys() - inner == set()
