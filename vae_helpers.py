@@ -1704,24 +1704,31 @@ def write_json(path: Path, content) -> None:
     _write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
 
 
+@contextlib.contextmanager
+def _refused(path: Path, mend: str, fault: str = "damaged") -> Iterator[None]:
+    """Whatever goes wrong with a file in here, which may not be ours and hold anything, is told as a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as err:
+        raise CheckpointError(f"{path} is {fault} ({_first_line(err)}): {mend}.") from None
+
+
 @checked
 def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
     """The config and the whole record of a run folder, finished or not. Raises CheckpointError."""
-    training, path = Path(folder) / TRAINING, Path(folder) / "model.json"
-    if training.is_file():
+    if (Path(folder) / TRAINING).is_file():
         return _read_training(Path(folder))[:2]
+    path = Path(folder) / "model.json"
     if not path.is_file():
         raise CheckpointError(f"There is no run in {folder} (no model.json): name a folder that train.py wrote.")
-    try:
+    with _refused(path, "copy the run folder again or train again", "damaged or from another program"):
         record = json.loads(path.read_text())
         config = _config_of(path, record)
         if (record.get("format", 1) > 1 or "sha256" in record) and record.get("sha256") != _seal(record):
             raise ValueError("it was changed after it was written")
         return config, record
-    except CheckpointError:
-        raise
-    except Exception as err:   # whatever a file that is not ours can hold
-        raise CheckpointError(f"{path} is damaged or from another program ({_first_line(err)}): copy the run folder again or train again.") from None
 
 
 def _config_of(path: Path, record: dict) -> Config:
@@ -1733,39 +1740,31 @@ def _config_of(path: Path, record: dict) -> Config:
 def _read_training(folder: Path) -> tuple[Config, dict, dict[str, Tensor]]:
     """The config, the record and the state of a run that is not finished."""
     path = folder / TRAINING
-    try:
+    with _refused(path, "delete it, or train again"):
         state, record = _load_tensors(path)
         # not mapped from the file: Windows replaces no file that is in use
         return _config_of(path, record), record, {name: tensor.clone() for name, tensor in state.items()}
-    except CheckpointError:
-        raise
-    except Exception as err:
-        raise CheckpointError(f"{path} is damaged ({_first_line(err)}): delete it, or train again.") from None
 
 
 @checked
 def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
     """The model in a run folder, on get_device() and ready to use, and its record. Raises CheckpointError."""
-    config, record = read_record(folder)
-    path = Path(folder) / "model.safetensors"
-    try:
-        if (Path(folder) / TRAINING).is_file():
-            path = Path(folder) / TRAINING
-            weights = {k.removeprefix("model."): v for k, v in _read_training(Path(folder))[2].items() if k.startswith("model.")}
-        elif not path.is_file():
+    path = Path(folder) / TRAINING
+    if path.is_file():
+        config, record, state = _read_training(Path(folder))
+        weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    else:
+        (config, record), path = read_record(folder), Path(folder) / "model.safetensors"
+        if not path.is_file():
             raise CheckpointError(f"{path} is missing: train again, or copy the whole run folder.")
-        else:
+        with _refused(path, "copy it again or train again"):
             weights = safetensors.torch.load_file(path)
-        with torch.device("meta"):   # shapes without memory
-            expected = (VQVAE if config.model == "vq_vae" else VAE)(config).state_dict()
-    except CheckpointError:
-        raise
-    except Exception as err:
-        raise CheckpointError(f"{path} is damaged ({_first_line(err)}): copy it again or train again.") from None
+    with _refused(path, "copy it again or train again"), torch.device("meta"):   # shapes without memory
+        expected = (VQVAE if config.model == "vq_vae" else VAE)(config).state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
         raise CheckpointError(f"{path} does not fit the {config.arch} architecture in its model.json: the two files are "
                               "from different runs.")
-    if "weights_sha256" in record and path.name != TRAINING and record["weights_sha256"] != _digest(weights):
+    if "weights_sha256" in record and record["weights_sha256"] != _digest(weights):
         raise CheckpointError(f"{path} is damaged or from another run (its checksum is not the one in model.json): copy the run folder again or "
                               "train again.")
     model = build_model(config)
@@ -1906,14 +1905,11 @@ def load_feature_net() -> FeatureNet:
     """The released feature network, on get_device(). Raises CheckpointError when its file is missing or damaged."""
     path = HERE / "checkpoints" / "features" / "features.safetensors"
     net = FeatureNet()
-    try:
+    with _refused(path, "copy it again, or make it with python checkpoints/features.py", "missing or damaged"):
         weights = safetensors.torch.load_file(path)
         if json.loads(path.with_suffix(".json").read_text())["weights_sha256"] != _digest(weights):
             raise ValueError("its checksum is not the one in features.json")
         net.load_state_dict({k: v.float() for k, v in weights.items()})
-    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as err:
-        raise CheckpointError(f"{path} is missing or damaged ({_first_line(err)}): copy it again, or make it with "
-                              "python checkpoints/features.py.") from None
     return net.to(get_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
