@@ -10,6 +10,7 @@ disentanglement, which is measured on the drawn shapes alone: only their factors
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -127,17 +128,64 @@ def save_npz(images: torch.Tensor, path: Path) -> None:
     np.savez_compressed(path, pixels.permute(0, 2, 3, 1).numpy())
 
 
+@vae.checked
+def iwae_nats(model: vae.VAE, images: torch.Tensor, k: int = 500, labels: torch.Tensor | None = None, *, seed: int = 0,
+              decoded_at_once: int = 1000) -> torch.Tensor:
+    """The importance-weighted bound on -log p(x) of each image: (N,) nats; k = 1 is the negative ELBO.
+
+    -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x): in expectation it only falls with k, towards -log p(x) (Burda et
+    al. 2016, equation 8 and theorem 1). Memory holds decoded_at_once images, whatever k is.
+    """
+    c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
+    if not c.objective.sampled:
+        raise vae.VAEError(f"The bound averages over samples of z, and the code of model {c.model} is a point: measure a model that samples.")
+    told = vae.conditions(c, labels)
+    bounds = []
+    with torch.no_grad():
+        for i, image in enumerate(images):
+            x = vae.to_input(image[None].to(model.device), c)
+            given = None if told is None else told[i:i + 1].to(model.device)
+            mu, logvar = model.eval().encode(x, given)
+            log_weights = []
+            for n in torch.arange(k).split(decoded_at_once):
+                z = vae.reparameterize(mu.expand(len(n), -1), logvar.expand(len(n), -1), generator)
+                log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp()).sum(1)   # both without -D/2 log 2 pi
+                log_prior = -0.5 * z.square().sum(1)
+                x_raw = model.decode_raw(z, None if given is None else given.expand(len(n), -1))
+                nats = vae.reconstruction_nats(x_raw, x.expand(len(n), -1, -1, -1), c.likelihood, model.sigma)
+                log_weights.append((log_prior - log_q - nats).cpu().double())
+            bounds.append(math.log(k) - torch.logsumexp(torch.cat(log_weights), 0))
+    return torch.stack(bounds)
+
+
 def likelihood(model: vae.VAE, data: vae.ImageData, seed: int) -> dict:
     """IWAE bounds on the first test images, beside the ELBO of the same images, and bits per dimension of all."""
     (images, labels), (tuning, tuning_labels) = data.test, data.val
     result = {**vae.bits_per_dim(model, images, tuning[:1000], labels, tuning_labels[:1000], seed=seed), "bits_per_dim_images": len(images)}
     if not model.config.objective.sampled:   # a vq_vae has a price, but nothing to average over
         return result
-    bounds = {k: vae.iwae_nats(model, images[:IWAE_IMAGES], k, labels, seed=seed) for k in vae.progress_bar(IWAE_K, desc="IWAE, k")}
+    bounds = {k: iwae_nats(model, images[:IWAE_IMAGES], k, labels, seed=seed) for k in vae.progress_bar(IWAE_K, desc="IWAE, k")}
     return {"iwae_images": len(bounds[1]), **{f"iwae_{k}_nats": b.mean().item() for k, b in bounds.items()},
             f"iwae_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[IWAE_K[-1]]),
             f"iwae_gain_{IWAE_K[-1]}_nats": (bounds[1] - bounds[IWAE_K[-1]]).mean().item(),
             f"iwae_gain_{IWAE_K[-1]}_nats_se": vae.standard_error(bounds[1] - bounds[IWAE_K[-1]]), **result}
+
+
+@vae.checked
+def gaussian_gap(z: torch.Tensor) -> dict[str, float]:
+    """How far latents (N, D), N > D, are from N(0, I) as a whole: the Gaussian with their mean and covariance against it.
+
+    mean_norm; variance_max, variance_min over all directions (eigenvalues of the covariance), directions with a variance
+    above ACTIVE_THRESHOLD; fit_kl_nats = KL(N(mean, covariance) || N(0, I)).
+    """
+    if z.ndim != 2 or len(z) < 2:
+        raise vae.VAEError(f"A covariance needs at least 2 latents (N, D), not {tuple(z.shape)}.")
+    z = z.double()
+    mean, covariance = z.mean(0), torch.cov(z.T).reshape(z.shape[1], -1)
+    variances = torch.linalg.eigvalsh(covariance)
+    kl = 0.5 * (variances.sum() + mean.square().sum() - len(variances) - variances.clamp(min=1e-12).log().sum())
+    return {"mean_norm": mean.norm().item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item(),
+            "directions": int((variances > vae.ACTIVE_THRESHOLD).sum()), "fit_kl_nats": kl.item()}
 
 
 def latent_space(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, seed: int) -> dict:
@@ -146,7 +194,7 @@ def latent_space(model: vae.VAE, images: torch.Tensor, labels: torch.Tensor, see
     result = {"images": len(images), "mean_abs_max": q.mean.abs().max().item(), "std_min": q.std.min().item(), "std_max": q.std.max().item(),
               "norm_mean": q.norms.mean().item(), "kl_per_dim_nats": sorted((round(k, 4) for k in q.kl_nats.tolist()), reverse=True)}
     if len(images) > model.config.latent_dim:
-        result |= vae.gaussian_gap(q.z) | {"mmd": vae.mmd(q.z[:PAIRS], vae.sample_latents(PAIRS, q.z.shape[1], seed=seed + 1)).item()}
+        result |= gaussian_gap(q.z) | {"mmd": vae.mmd(q.z[:PAIRS], vae.sample_latents(PAIRS, q.z.shape[1], seed=seed + 1)).item()}
     return result
 
 

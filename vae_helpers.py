@@ -153,8 +153,8 @@ def workers() -> tuple[int, int]:
 
 
 # ── What a public function checks at its door ──
-# The name of an argument means the same everywhere (see Conventions), so one table serves all functions. Of the tensors of a training step
-# only types and shapes are looked at: for their values a GPU would have to be waited for.
+# The name of an argument means the same everywhere (see Conventions), so one table serves all functions, and the fields of Config. Of the
+# tensors of a training step only types and shapes are looked at: for their values a GPU would have to be waited for.
 
 LARGEST = 2 ** 31 - 1   # of whole numbers: what PyTorch and its libraries count with
 
@@ -204,13 +204,18 @@ ARGUMENTS = {name: (good, wanted) for names, good, wanted in (
     ("labels tuning_labels has_attribute", lambda v: isinstance(v, Tensor) and v.ndim in (1, 2) and not v.is_complex() and bool(v.isfinite().all()),
      "a tensor (N,) or (N, A)"),
     ("factors", _levels, "whole numbers (N, 7) from 0 to below those of SHAPE_FACTORS"),
-    ("n k components decoded_at_once latents latent_dim columns max_images parameters", whole_number, f"a whole number from 1 to {LARGEST:,}"),
+    ("n k components decoded_at_once latents latent_dim columns max_images parameters epochs batch_size width codebook", whole_number,
+     f"a whole number from 1 to {LARGEST:,}"),
+    ("conditions kl_warmup", lambda v: whole_number(v, 0), f"a whole number from 0 to {LARGEST:,}"),
+    ("residual", lambda v: whole_number(v, 0, 100), "a whole number from 0 to 100"),
+    ("depth", lambda v: whole_number(v, 1, 31), "a whole number from 1 to 31"),
     ("num num_interpolations", lambda v: whole_number(v, 2), "a whole number of at least 2 (the two ends)"),
-    ("image_size", lambda v: whole_number(v, 2, 4096), "a whole number from 2 to 4096"),
+    ("image_size", lambda v: whole_number(v, 2, 4096), "a whole number from 2 to 4,096"),
     ("seed", lambda v: whole_number(v, 1 - 2 ** 63, 2 ** 63 - 1), "a whole number of at most 63 bits"),
     ("z_range", _ascending, "two numbers, the lower first, like (-2, 2)"),
-    ("radius temperature", lambda v: real_number(v, 0), "a number of at least 0"),
-    ("scale", lambda v: real_number(v) and v > 0, "a number above 0"),
+    ("radius temperature beta mmd", lambda v: real_number(v, 0), "a number of at least 0"),
+    ("scale lr", lambda v: real_number(v) and v > 0, "a number above 0"),
+    ("ema", lambda v: real_number(v, 0) and v < 1, "a number from 0 to below 1"),
     ("epsilon", lambda v: real_number(v) and 0 < v < 1, "a number between 0 and 1"),
     ("method", lambda v: isinstance(v, str) and v in METHODS, "'linear' or 'spherical'"),
     ("likelihood", lambda v: isinstance(v, str) and v in LIKELIHOODS, "bernoulli, squared_error or gaussian"),
@@ -331,44 +336,27 @@ class Config:
     seed: int = option(0, "seeds the weights, the order of the images and the noise")
 
     def __post_init__(self):
-        optional = {f.name for f in dataclasses.fields(self) if f.default is None}
         for f in dataclasses.fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
-            if isinstance(value, np.generic):   # a number of NumPy's: JSON knows Python's only
-                self._set(**{f.name: (value := value.item())})
-            if choices and not (value is None and f.name in optional) and (type(value) not in (str, int) or value not in choices):
-                raise VAEError(f"{f.name} must be one of {', '.join(map(str, choices))}, not {shown(value)}.")
-        if self.likelihood is None:
-            self._set(likelihood="squared_error" if self.dataset == "celeba" or self.model == "wae" else "bernoulli")
+            if isinstance(value, (np.generic, os.PathLike)):   # JSON knows neither NumPy's numbers nor paths
+                self._set(**{f.name: (value := value.item() if isinstance(value, np.generic) else os.fspath(value))})
+            good, wanted = ARGUMENTS[f.name] if not choices else (
+                lambda v: type(v) in (str, int) and v in choices, f"one of {', '.join(map(str, choices))}")
+            if not (value is None and f.default is None) and not good(value):
+                raise VAEError(f"{f.name} must be {wanted}, not {shown(value)}.")
         if self.data_dir is not None and self.dataset != "folder":
             raise VAEError(f"data_dir is for dataset folder: for {self.dataset} set VAE_DATA to the folder that holds it.")
-        if self.image_size is None:
-            self._set(image_size=DATASETS[self.dataset])
         if self.beta is None or self.beta == 1 and not self.objective.sampled:   # 1 is what dataclasses.replace hands on from a vae
             self._set(beta=self.objective.beta)
         if self.beta != self.objective.beta and not self.objective.sampled:
             raise VAEError(f"beta weighs the KL of a sampled z, and model {self.model} has none: leave beta out, or train model beta_vae.")
-        if self.codebook is None and self.model == "vq_vae":
-            self._set(codebook=512)
         if self.codebook is not None and self.model != "vq_vae":
             raise VAEError(f"codebook is for model vq_vae, not {self.model}: leave it out.")
-        if self.mmd is None:
-            self._set(mmd=100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd)
-        for name, low, high in (*((name, 1, LARGEST) for name in ("latent_dim", "epochs", "batch_size", "width", "max_images", "codebook")),
-                                ("depth", 1, 31), ("image_size", 2, 4096), ("residual", 0, 100), ("conditions", 0, LARGEST), ("kl_warmup", 0, LARGEST)):
-            if not (getattr(self, name) is None and name in optional) and not whole_number(getattr(self, name), low, high):
-                raise VAEError(f"{name} must be a whole number from {low} to {high:,}, not {shown(getattr(self, name))}.")
-        for name, good, wanted in (("seed", lambda v: whole_number(v, 1 - 2 ** 63, 2 ** 63 - 1), "a whole number of at most 63 bits"),
-                                   ("lr", lambda v: real_number(v) and v > 0, "a number above 0"),
-                                   ("beta", lambda v: real_number(v, 0), "a number of at least 0"),
-                                   ("mmd", lambda v: real_number(v, 0), "a number of at least 0"),
-                                   ("ema", lambda v: real_number(v, 0) and v < 1, "a number from 0 to below 1"),
-                                   ("data_dir", lambda v: v is None or isinstance(v, str), "text")):
-            if not good(getattr(self, name)):
-                raise VAEError(f"{name} must be {wanted}, not {shown(getattr(self, name))}.")
+        follows = {"likelihood": "squared_error" if self.dataset == "celeba" or self.model == "wae" else "bernoulli", "image_size": DATASETS[self.dataset],
+                   "mmd": 100.0 if (self.model, self.dataset) == ("wae", "celeba") else self.objective.mmd,
+                   "codebook": 512 if self.model == "vq_vae" else None, "width": 32 if self.arch == "conv" else 512}
+        self._set(**{name: value for name, value in follows.items() if getattr(self, name) is None})
         self._set(lr=float(self.lr), beta=float(self.beta), mmd=float(self.mmd), ema=float(self.ema))   # 4 and 4.0 are one config and one run_name
-        if self.width is None:
-            self._set(width=32 if self.arch == "conv" else 512)
         if self.depth is None:   # 28 -> 7x7 in 2 steps, 32 -> 4x4 in 3, 64 -> 4x4 in 4; the codes of a vq_vae need a finer grid
             halvings = round(math.log2(self.image_size / 8)) if self.model == "vq_vae" else int(math.log2(self.image_size / 4))
             self._set(depth=max(1, halvings) if self.arch == "conv" else 2)
@@ -1716,24 +1704,31 @@ def write_json(path: Path, content) -> None:
     _write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
 
 
+@contextlib.contextmanager
+def _refused(path: Path, mend: str, fault: str = "damaged") -> Iterator[None]:
+    """Whatever goes wrong with a file in here, which may not be ours and hold anything, is told as a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as err:
+        raise CheckpointError(f"{path} is {fault} ({_first_line(err)}): {mend}.") from None
+
+
 @checked
 def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
     """The config and the whole record of a run folder, finished or not. Raises CheckpointError."""
-    training, path = Path(folder) / TRAINING, Path(folder) / "model.json"
-    if training.is_file():
+    if (Path(folder) / TRAINING).is_file():
         return _read_training(Path(folder))[:2]
+    path = Path(folder) / "model.json"
     if not path.is_file():
         raise CheckpointError(f"There is no run in {folder} (no model.json): name a folder that train.py wrote.")
-    try:
+    with _refused(path, "copy the run folder again or train again", "damaged or from another program"):
         record = json.loads(path.read_text())
         config = _config_of(path, record)
         if (record.get("format", 1) > 1 or "sha256" in record) and record.get("sha256") != _seal(record):
             raise ValueError("it was changed after it was written")
         return config, record
-    except CheckpointError:
-        raise
-    except Exception as err:   # whatever a file that is not ours can hold
-        raise CheckpointError(f"{path} is damaged or from another program ({_first_line(err)}): copy the run folder again or train again.") from None
 
 
 def _config_of(path: Path, record: dict) -> Config:
@@ -1745,39 +1740,31 @@ def _config_of(path: Path, record: dict) -> Config:
 def _read_training(folder: Path) -> tuple[Config, dict, dict[str, Tensor]]:
     """The config, the record and the state of a run that is not finished."""
     path = folder / TRAINING
-    try:
+    with _refused(path, "delete it, or train again"):
         state, record = _load_tensors(path)
         # not mapped from the file: Windows replaces no file that is in use
         return _config_of(path, record), record, {name: tensor.clone() for name, tensor in state.items()}
-    except CheckpointError:
-        raise
-    except Exception as err:
-        raise CheckpointError(f"{path} is damaged ({_first_line(err)}): delete it, or train again.") from None
 
 
 @checked
 def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
     """The model in a run folder, on get_device() and ready to use, and its record. Raises CheckpointError."""
-    config, record = read_record(folder)
-    path = Path(folder) / "model.safetensors"
-    try:
-        if (Path(folder) / TRAINING).is_file():
-            path = Path(folder) / TRAINING
-            weights = {k.removeprefix("model."): v for k, v in _read_training(Path(folder))[2].items() if k.startswith("model.")}
-        elif not path.is_file():
+    path = Path(folder) / TRAINING
+    if path.is_file():
+        config, record, state = _read_training(Path(folder))
+        weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    else:
+        (config, record), path = read_record(folder), Path(folder) / "model.safetensors"
+        if not path.is_file():
             raise CheckpointError(f"{path} is missing: train again, or copy the whole run folder.")
-        else:
+        with _refused(path, "copy it again or train again"):
             weights = safetensors.torch.load_file(path)
-        with torch.device("meta"):   # shapes without memory
-            expected = (VQVAE if config.model == "vq_vae" else VAE)(config).state_dict()
-    except CheckpointError:
-        raise
-    except Exception as err:
-        raise CheckpointError(f"{path} is damaged ({_first_line(err)}): copy it again or train again.") from None
+    with _refused(path, "copy it again or train again"), torch.device("meta"):   # shapes without memory
+        expected = (VQVAE if config.model == "vq_vae" else VAE)(config).state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
         raise CheckpointError(f"{path} does not fit the {config.arch} architecture in its model.json: the two files are "
                               "from different runs.")
-    if "weights_sha256" in record and path.name != TRAINING and record["weights_sha256"] != _digest(weights):
+    if "weights_sha256" in record and record["weights_sha256"] != _digest(weights):
         raise CheckpointError(f"{path} is damaged or from another run (its checksum is not the one in model.json): copy the run folder again or "
                               "train again.")
     model = build_model(config)
@@ -1824,36 +1811,6 @@ def evaluate(model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: 
     else:
         result["active_dims"] = int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())
     return result | {"mse": squared / images.numel(), "images": len(images)}
-
-
-@checked
-def iwae_nats(model: VAE, images: Tensor, k: int = 500, labels: Tensor | None = None, *, seed: int = 0,
-              decoded_at_once: int = 1000) -> Tensor:
-    """The importance-weighted bound on -log p(x) of each image: (N,) nats; k = 1 is the negative ELBO.
-
-    -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x), z_i ~ q(z|x): in expectation it only falls with k, towards -log p(x) (Burda et
-    al. 2016, equation 8 and theorem 1). Memory holds decoded_at_once images, whatever k is.
-    """
-    c, generator = model.config, torch.Generator(model.device).manual_seed(seed)
-    if not c.objective.sampled:
-        raise VAEError(f"The bound averages over samples of z, and the code of model {c.model} is a point: measure a model that samples.")
-    told = conditions(c, labels)
-    bounds = []
-    with torch.no_grad():
-        for i, image in enumerate(images):
-            x = to_input(image[None].to(model.device), c)
-            given = None if told is None else told[i:i + 1].to(model.device)
-            mu, logvar = model.eval().encode(x, given)
-            log_weights = []
-            for n in torch.arange(k).split(decoded_at_once):
-                z = reparameterize(mu.expand(len(n), -1), logvar.expand(len(n), -1), generator)
-                log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp()).sum(1)   # both without -D/2 log 2 pi
-                log_prior = -0.5 * z.square().sum(1)
-                x_raw = model.decode_raw(z, None if given is None else given.expand(len(n), -1))
-                nats = reconstruction_nats(x_raw, x.expand(len(n), -1, -1, -1), c.likelihood, model.sigma)
-                log_weights.append((log_prior - log_q - nats).cpu().double())
-            bounds.append(math.log(k) - torch.logsumexp(torch.cat(log_weights), 0))
-    return torch.stack(bounds)
 
 
 @checked
@@ -1948,14 +1905,11 @@ def load_feature_net() -> FeatureNet:
     """The released feature network, on get_device(). Raises CheckpointError when its file is missing or damaged."""
     path = HERE / "checkpoints" / "features" / "features.safetensors"
     net = FeatureNet()
-    try:
+    with _refused(path, "copy it again, or make it with python checkpoints/features.py", "missing or damaged"):
         weights = safetensors.torch.load_file(path)
         if json.loads(path.with_suffix(".json").read_text())["weights_sha256"] != _digest(weights):
             raise ValueError("its checksum is not the one in features.json")
         net.load_state_dict({k: v.float() for k, v in weights.items()})
-    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as err:
-        raise CheckpointError(f"{path} is missing or damaged ({_first_line(err)}): copy it again, or make it with "
-                              "python checkpoints/features.py.") from None
     return net.to(get_device(), memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -2389,23 +2343,6 @@ def aggregate_posterior(model: VAE, images: Tensor, labels: Tensor | None = None
     z = reparameterize(mu, logvar, torch.Generator().manual_seed(seed))
     std = (mu.var(0, unbiased=False) + logvar.exp().mean(0)).sqrt()
     return AggregatePosterior(mu.mean(0), std, kl_nats_per_dim(mu, logvar).mean(0), mu, z)
-
-
-@checked
-def gaussian_gap(z: Tensor) -> dict[str, float]:
-    """How far latents (N, D), N > D, are from N(0, I) as a whole: the Gaussian with their mean and covariance against it.
-
-    mean_norm; variance_max, variance_min over all directions (eigenvalues of the covariance), directions with a variance
-    above ACTIVE_THRESHOLD; fit_kl_nats = KL(N(mean, covariance) || N(0, I)).
-    """
-    if z.ndim != 2 or len(z) < 2:
-        raise VAEError(f"A covariance needs at least 2 latents (N, D), not {tuple(z.shape)}.")
-    z = z.double()
-    mean, covariance = z.mean(0), torch.cov(z.T).reshape(z.shape[1], -1)
-    variances = torch.linalg.eigvalsh(covariance)
-    kl = 0.5 * (variances.sum() + mean.square().sum() - len(variances) - variances.clamp(min=1e-12).log().sum())
-    return {"mean_norm": mean.norm().item(), "variance_max": variances[-1].item(), "variance_min": variances[0].item(),
-            "directions": int((variances > ACTIVE_THRESHOLD).sum()), "fit_kl_nats": kl.item()}
 
 
 @checked

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+import evaluate  # noqa: E402
 import gallery  # noqa: E402
 import speed  # noqa: E402
 import vae_helpers as vae  # noqa: E402
@@ -247,7 +248,7 @@ def main() -> None:
     fc, fc_ae = load("cifar10_fc"), load("cifar10_fc_ae")
     save(vae.plot_samples({"autoencoder": fc_ae, "VAE": fc}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
     for name, model in {**{f"beta_{b}": m for b, m in zip(BETAS, models.values())}, "fc0": fc, "fc_ae": fc_ae}.items():
-        numbers |= {f"{name}.{k}": v for k, v in (geometry(model, test[:1000]) | vae.gaussian_gap(vae.sample_codes(model, test))).items()}
+        numbers |= {f"{name}.{k}": v for k, v in (geometry(model, test[:1000]) | evaluate.gaussian_gap(vae.sample_codes(model, test))).items()}
     paths = {name: vae.interpolate_images(m, a, b, 10) for name, m in models.items()}
     save(vae.display_interpolated_images(paths, (a, b), f"Q4 · linear interpolation over β: {cifar.title}"), "theory_q4_interpolation.png")
 

@@ -75,7 +75,8 @@ def test_images_that_no_memory_can_hold_are_refused_before_they_are_drawn(monkey
 
 # ── Every public function ───────────────────────────────────────────────────────────────────────
 
-CHECKED = {name: f for name, f in vars(vae).items() if inspect.isfunction(f) and hasattr(f, "__wrapped__") and f.__module__ == "vae_helpers"}
+CHECKED = {name: f for module in (vae, evaluate) for name, f in vars(module).items()
+           if inspect.isfunction(f) and hasattr(f, "__wrapped__") and f.__module__ == module.__name__}
 GENERATOR = torch.Generator().manual_seed(0)
 Z, IMAGE, PIXELS = torch.randn(16, 4, generator=GENERATOR), torch.rand(3, 32, 32, generator=GENERATOR), torch.rand(4, 3, 32, 32, generator=GENERATOR)
 VALID = {   # an argument that is right, by its name
@@ -140,7 +141,7 @@ def test_every_argument_of_a_kind_that_the_table_knows_is_checked(name, model):
 def test_every_public_function_that_takes_such_an_argument_is_checked():
     """What only models and the loop call is not: it gets what was checked."""
     inner = {"code_nats", "compile_pays", "penalty", "calibrate", "grid_sizes", "code_grid", "input_channels", "conv_encoder", "conv_decoder", "fc_encoder", "fc_decoder", "count_parameters",
-             "write_record", "need_memory", "own_run", "plot_scatter", "standard_error", "write_json", "display_interpolated_images", "checked", "shown", "whole_number", "real_number"}
+             "write_record", "need_memory", "own_run", "plot_scatter", "standard_error", "write_json", "display_interpolated_images", "draw_sheet", "checked", "shown", "whole_number", "real_number"}
     public = {name for name, f in vars(vae).items() if inspect.isfunction(f) and f.__module__ == "vae_helpers" and not name.startswith("_")
               and any(p in vae.ARGUMENTS for p in inspect.signature(f).parameters)}
     assert public - CHECKED.keys() - inner == set()
@@ -153,7 +154,7 @@ def test_every_public_function_that_takes_such_an_argument_is_checked():
     lambda m: vae.discretised_logistic_nats(PIXELS, PIXELS, 1.0), lambda m: vae.picture_metrics(PIXELS, PIXELS[:1]), lambda m: vae.interpolate_corners(m, PIXELS[:3]),
     lambda m: vae.traverse(m, Z[0], [4], [0.0]), lambda m: vae.traverse(m, Z[0], [-1], [0.0]), lambda m: vae.attribute_direction(Z, torch.ones(3)),
     lambda m: vae.sample_latents(3, 4, z_range=(2, -2)), lambda m: vae.sample_latents(3, 4, radius=math.nan), lambda m: vae.draw_shapes(torch.full((1, 7), 10)),
-    lambda m: vae.fit_density(Z, 17), lambda m: vae.gaussian_gap(Z[:1]), lambda m: vae.step_lengths(PIXELS[:1]), lambda m: vae.load_dataset(["shapes"]),
+    lambda m: vae.fit_density(Z, 17), lambda m: evaluate.gaussian_gap(Z[:1]), lambda m: vae.step_lengths(PIXELS[:1]), lambda m: vae.load_dataset(["shapes"]),
     lambda m: vae.load_dataset("shapes", image_size=0), lambda m: vae.load_dataset("shapes", max_images=-1), lambda m: vae.load_checkpoint(None),
     lambda m: vae.load_dataset("folder", data_dir=7), lambda m: vae.image_grid(PIXELS[:, :2]), lambda m: vae.perceptual_path_length(None, None, Z, Z, "cubic")])
 def test_these_are_refused(call, model):

@@ -73,11 +73,11 @@ EXACT = -MultivariateNormal(torch.full((4,), 0.5).double(), (W @ W.T + SIGMA ** 
 
 @pytest.mark.parametrize("k", [1, 7, 2000])
 def test_with_the_exact_posterior_every_k_gives_the_exact_likelihood(k):
-    torch.testing.assert_close(vae.iwae_nats(linear_model(exact=True), X, k), EXACT, rtol=0, atol=2e-3)
+    torch.testing.assert_close(evaluate.iwae_nats(linear_model(exact=True), X, k), EXACT, rtol=0, atol=2e-3)
 
 
 def test_many_samples_of_another_q_come_close_to_the_exact_likelihood():
-    torch.testing.assert_close(vae.iwae_nats(linear_model(exact=False), X, 20_000), EXACT, rtol=0, atol=0.05)
+    torch.testing.assert_close(evaluate.iwae_nats(linear_model(exact=False), X, 20_000), EXACT, rtol=0, atol=0.05)
 
 
 def test_one_sample_is_the_negative_elbo():
@@ -88,7 +88,7 @@ def test_one_sample_is_the_negative_elbo():
     elbo = EXACT + kl_divergence(q, p).detach().double()
     for i in (0, 3):
         images = X[i:i + 1].repeat(n, 1, 1, 1)
-        for nats in (vae.iwae_nats(model, images, 1), sum(vae.image_losses(model, images))):
+        for nats in (evaluate.iwae_nats(model, images, 1), sum(vae.image_losses(model, images))):
             assert nats.mean().item() == pytest.approx(elbo[i].item(), abs=4 * nats.std().item() / math.sqrt(n))
 
 
@@ -96,7 +96,7 @@ def test_one_sample_is_the_negative_elbo():
 def test_one_sample_is_the_negative_elbo_of_a_network_too(shapes, likelihood):
     model = vae.build_model(vae.config_for(shapes, **SMALL, likelihood=likelihood))
     images = shapes.test.images[:1].repeat(200, 1, 1, 1)
-    bound, loss = vae.iwae_nats(model, images, 1, seed=1), sum(vae.image_losses(model, images))
+    bound, loss = evaluate.iwae_nats(model, images, 1, seed=1), sum(vae.image_losses(model, images))
     assert bound.mean().item() == pytest.approx(loss.mean().item(), abs=4 * (bound.std() + loss.std()).item() / math.sqrt(200))
 
 
@@ -104,7 +104,7 @@ def test_the_bound_falls_with_k_towards_the_likelihood_on_average():
     """600 draws for each k: the 6 images, 100 times each."""
     model, means = linear_model(exact=False), []
     for k in (1, 2, 8, 64):
-        bounds = vae.iwae_nats(model, X.repeat(100, 1, 1, 1), k)
+        bounds = evaluate.iwae_nats(model, X.repeat(100, 1, 1, 1), k)
         means.append((bounds - EXACT.repeat(100)).mean().item())
     assert means == sorted(means, reverse=True)
     assert means[0] > 0.3 and 0 < means[-1] < 0.05
@@ -112,19 +112,19 @@ def test_the_bound_falls_with_k_towards_the_likelihood_on_average():
 
 def test_the_bound_does_not_depend_on_how_many_are_decoded_at_once():
     model = linear_model(exact=False)
-    at_once = [vae.iwae_nats(model, X, 64, decoded_at_once=n) for n in (8, 16, 32, 64, 1000)]   # torch draws 16 numbers at a time
+    at_once = [evaluate.iwae_nats(model, X, 64, decoded_at_once=n) for n in (8, 16, 32, 64, 1000)]   # torch draws 16 numbers at a time
     for other in at_once[1:]:
         torch.testing.assert_close(other, at_once[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(vae.iwae_nats(model, X, 20_000, decoded_at_once=777), EXACT, rtol=0, atol=0.05)
+    torch.testing.assert_close(evaluate.iwae_nats(model, X, 20_000, decoded_at_once=777), EXACT, rtol=0, atol=0.05)
 
 
 def test_the_bound_is_seeded():
     model = linear_model(exact=False)
-    first, again, other = (vae.iwae_nats(model, X, 3, seed=s) for s in (1, 1, 2))
+    first, again, other = (evaluate.iwae_nats(model, X, 3, seed=s) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("measure", [lambda m, x: vae.iwae_nats(m, x, 2), lambda m, x: vae.bits_per_dim(m, x, x)], ids=["iwae", "bits"])
+@pytest.mark.parametrize("measure", [lambda m, x: evaluate.iwae_nats(m, x, 2), lambda m, x: vae.bits_per_dim(m, x, x)], ids=["iwae", "bits"])
 def test_an_autoencoder_has_no_likelihood(shapes, measure):
     with pytest.raises(vae.VAEError, match="is a point.* measure a"):
         measure(vae.build_model(vae.config_for(shapes, **SMALL, model="ae")), shapes.test.images[:2])
@@ -347,9 +347,9 @@ def test_evaluate_measures_every_part_and_reports_it(whole):
 def test_evaluates_parts_are_those_of_the_functions(whole, all_shapes):
     metrics, out = whole
     (model, _), test = vae.load_checkpoint(out / "run"), all_shapes.test.images
-    bounds = vae.iwae_nats(model, test[:4], 3)
+    bounds = evaluate.iwae_nats(model, test[:4], 3)
     assert metrics["likelihood"]["iwae_3_nats"] == pytest.approx(bounds.mean().item())
-    assert metrics["likelihood"]["iwae_gain_3_nats"] == pytest.approx((vae.iwae_nats(model, test[:4], 1) - bounds).mean().item(), abs=1e-3)
+    assert metrics["likelihood"]["iwae_gain_3_nats"] == pytest.approx((evaluate.iwae_nats(model, test[:4], 1) - bounds).mean().item(), abs=1e-3)
     bits = vae.bits_per_dim(model, test, all_shapes.val.images)
     assert {k: metrics["likelihood"][k] for k in bits} == pytest.approx(bits)
     assert metrics["pictures"]["mse"] == pytest.approx(metrics["test"]["mse"], rel=1e-4)

@@ -200,7 +200,7 @@ def test_one_label_for_all_and_labels_along_a_path(quarter_data):
 
 
 @pytest.mark.parametrize("measure", [
-    lambda m, x, y: vae.iwae_nats(m, x, 3, y), lambda m, x, y: torch.tensor([vae.bits_per_dim(m, x, x, y, y)["bits_per_dim"]]),
+    lambda m, x, y: evaluate.iwae_nats(m, x, 3, y), lambda m, x, y: torch.tensor([vae.bits_per_dim(m, x, x, y, y)["bits_per_dim"]]),
     lambda m, x, y: sum(vae.image_losses(m, x, y))], ids=["iwae", "bits", "losses"])
 def test_measures_tell_the_model_the_labels(quarter_data, measure):
     """With every label shifted by one class, a trained model finds the images far less likely."""
