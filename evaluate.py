@@ -101,7 +101,7 @@ def maps(model: vae.VAE, data: vae.ImageData, mu: torch.Tensor, out: Path, args:
     config, (images, labels), (classes, names) = model.config, data.test, colours(data)
     if config.latent_dim == 2 and config.model != "vq_vae":
         save_figure(vae.plot_scatter(mu, classes, names, f"Means of test images: {data.title}", ("first coordinate of mu", "second")), out / "latent_scatter.png")
-        if not config.conditions:
+        if config.model not in ("ae", "cvae"):   # the codes of the first are not around 0
             save_figure(vae.plot_manifold(model, f"Everything the model draws: trained on {data.title}"), out / "manifold.png")
     elif min(mu.shape) > 2 and mu.var() > 0:
         pca = PCA(2, random_state=0).fit(mu.numpy())

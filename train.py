@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> vae.Run | dict:
         given.setdefault("dataset", "folder")
     named = "dataset" in given
     for point in points(space):          # a wrong value is told before any image is loaded; without a sweep there is one point: {}
-        vae.Config(**given | point)
+        vae.Config(**given | point | vae.epochs_wanted())
+    vae.precision_name()                 # likewise
     if sweep and resume:
         raise vae.VAEError("--resume is for one run; a sweep goes on where it was stopped by itself: leave it out.")
     if sweep and out:

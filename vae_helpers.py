@@ -1228,13 +1228,18 @@ def build_model(config: Config) -> VAE:
     return model.to(get_device(), memory_format=torch.channels_last)
 
 
+def epochs_wanted() -> dict[str, int | str]:
+    """{"epochs": n} under VAE_EPOCHS=n, else {}. Config refuses what is no number."""
+    epochs = os.environ.get("VAE_EPOCHS")
+    return {"epochs": int(epochs) if epochs.isdecimal() else epochs} if epochs else {}
+
+
 @checked
 def config_for(data: ImageData, **choices) -> Config:
     """A Config that fits a data set; VAE_FAST=1 makes it one epoch, VAE_EPOCHS=n sets the epochs."""
     if switched_on("VAE_FAST"):
         choices |= {"epochs": 1, "max_images": len(data.train.images)}
-    if epochs := os.environ.get("VAE_EPOCHS"):
-        choices["epochs"] = int(epochs) if epochs.isdecimal() else epochs   # Config refuses what is no number
+    choices |= epochs_wanted()
     if choices.get("model") == "cvae":
         choices["conditions"] = len(condition_names(data))
     return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
@@ -2008,6 +2013,9 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
     """
     folder = Path(folder or runs_root() / config.run_name)
     folder.mkdir(parents=True, exist_ok=True)   # an unwritable place is told before the training
+    before = f"The finished run in {folder} stays until this one is finished: delete {TRAINING} to go back to it." if (folder / "model.json").is_file() else ""
+    if before and workers()[0] == 0:
+        print(before)
     record = {"data": {"name": data.name, "title": data.title, "fingerprint": data.fingerprint,
                        **{s: len(getattr(data, s).images) for s in ("train", "val", "test")}},
               "hardware": hardware(), "torch": torch.__version__, "precision": precision_name(),
@@ -2036,7 +2044,7 @@ def train_run(config: Config, data: ImageData, folder: str | os.PathLike | None 
             save_checkpoint(model, folder, record)
     except KeyboardInterrupt:
         raise Stopped(f"Stopped. {folder} holds epoch {epochs} of {config.epochs}: train.py with --resume, or this cell again, goes on from there; "
-                      f"vae.load_checkpoint({str(folder)!r}) gives the model as it is." if (epochs := kept()) else
+                      f"vae.load_checkpoint({str(folder)!r}) gives the model as it is. {before}".rstrip() if (epochs := kept()) else
                       "Stopped in the first epoch: there is nothing to save yet.") from None
     except TrainingDiverged as err:
         raise TrainingDiverged(f"{err} {folder} keeps epoch {epochs}." if (epochs := kept()) else str(err)) from None
@@ -2490,9 +2498,9 @@ def display_interpolated_images(images: Tensor | dict[str, Tensor], originals: t
 def plot_manifold(model: VAE, title: str, n: int = 20) -> Figure:
     """Everything a model with latent_dim 2 draws: an n x n grid of equally probable places of N(0, I), through the inverse of its
     distribution function (Kingma & Welling 2014, appendix A). Raises VAEError for other models."""
-    if model.config.latent_dim != 2 or model.config.conditions or model.config.model == "vq_vae":
-        raise VAEError(f"A picture of the whole latent space needs an unconditional model with latent_dim 2, not {model.config.model} with "
-                       f"{model.config.latent_dim}: train one with --latent_dim 2.")
+    if model.config.latent_dim != 2 or model.config.model in ("ae", "cvae", "vq_vae"):
+        raise VAEError(f"A picture of the whole latent space needs an unconditional model with a prior N(0, I) and latent_dim 2, not "
+                       f"{model.config.model} with {model.config.latent_dim}: train a vae with --latent_dim 2.")
     axis = torch.special.ndtri((torch.arange(n) + 0.5) / n)
     z = torch.stack(torch.meshgrid(axis.flip(0), axis, indexing="ij")[::-1], dim=-1)   # up and to the right, as on paper
     fig = plot_grid(decode_images(model, z.flatten(0, 1)), title, columns=n, cell=0.36)

@@ -1,6 +1,6 @@
 """How much memory a data set of CelebA's size takes: 200,000 JPEG files at 64x64, decoded into the cache, then trained on.
 
-    python benchmarks/memory.py                            about twenty minutes on two cores; writes benchmarks/memory.json
+    python benchmarks/memory.py                            about half an hour on one core; writes benchmarks/memory.json
     python benchmarks/memory.py --images 2000 --out /tmp   a quick look
 
 The images are drawn, packed into a zip and deleted in the end. Each part is a process of its own, and its peak is that of its

@@ -9,6 +9,7 @@ script writes the number in front of the comment, with as many decimals as stand
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -180,28 +181,28 @@ def gradient_variance(model: vae.VAE, images: torch.Tensor, draws: int = 4000) -
         "gradient.agreement": float(np.mean(agreement)), "gradient.draws": draws, "gradient.images": len(images)}
 
 
-def nearest_cloud(mu: torch.Tensor, logvar: torch.Tensor) -> float:
-    """Bhattacharyya distance from each N(mu, sigma^2) to the nearest other one, median; mu, logvar (N, D), in nats."""
-    variance, nearest = logvar.double().exp(), []
-    for i, m in enumerate(mu.double()):
-        mean_variance = (variance + variance[i]) / 2
-        distance = ((mu - m).square() / mean_variance).sum(1) / 8 + (mean_variance.log() - (logvar + logvar[i]) / 2).sum(1) / 2
-        distance[i] = torch.inf
+def nearest_cloud(clouds: tuple[torch.Tensor, torch.Tensor], others: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Bhattacharyya distance from each N(mu, sigma^2) to the nearest of the others, median in nats; of both mu, logvar (N, D)."""
+    (mu, logvar), (means, logvars), nearest = clouds, others, []
+    for m, v in zip(mu, logvar):
+        mean_variance = (logvars.exp() + v.exp()) / 2
+        distance = ((means - m).square() / mean_variance).sum(1) / 8 + (mean_variance.log() - (logvars + v) / 2).sum(1) / 2
         nearest.append(distance.min().item())
     return float(np.median(nearest))
 
 
-def geometry(model: vae.VAE, images: torch.Tensor) -> dict[str, float]:
-    """Where the codes lie, what lies between them, and what lies at draws of N(0, I)."""
-    q = vae.aggregate_posterior(model, images)
-    half = len(images) // 2
-    path = vae.interpolate_latents(q.mu[:half], q.mu[half:2 * half], 21)
+def geometry(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
+    """Where the codes of the test images lie; what lies between 500 pairs of them, and at draws of N(0, I)."""
+    q = vae.aggregate_posterior(model, data.test.images)
+    path = vae.interpolate_latents(q.mu[:500], q.mu[500:1000], 21)
     decoded = vae.decode_images(model, path)
     prior = vae.sample_latents(1000, model.config.latent_dim, seed=0)
-    step = vae.sample_latents(len(q.mu), model.config.latent_dim, radius=1, seed=2)
-    change = (vae.decode_images(model, q.mu + step) - vae.decode_images(model, q.mu)).square().flatten(1).mean(1).sqrt()
-    mu, logvar = vae.encode_images(model, images)
-    return {"nearest_cloud": nearest_cloud(mu[:500], logvar[:500]), "code_norm": q.norms.mean().item(), "code_std": q.std.mean().item(), "sigma": (0.5 * logvar).exp().mean().item(),
+    mu, step = q.mu[:1000], vae.sample_latents(1000, model.config.latent_dim, radius=1, seed=2)
+    change = (vae.decode_images(model, mu + step) - vae.decode_images(model, mu)).square().flatten(1).mean(1).sqrt()
+    clouds = [vae.encode_images(model, images) for images in (data.test.images, data.train.images)]
+    by_itself = 0.5 * (q.mean.square() + q.std.square() - 1 - q.std.square().clamp(min=1e-12).log())   # a Gaussian in each dimension against N(0, 1)
+    return {"nearest_cloud": nearest_cloud([t[:200] for t in clouds[0]], clouds[1]), "code_norm": q.norms.mean().item(), "code_std": q.std.mean().item(),
+            "sigma": (0.5 * clouds[0][1]).exp().mean().item(), "by_dimension_kl_nats": by_itself.sum().item(),
             "unevenness": vae.step_unevenness(decoded).mean().item(), "middle_contrast": vae.contrast(decoded[10]).mean().item(),
             "end_contrast": vae.contrast(decoded[[0, -1]]).mean().item(),
             "unit_step": change.mean().item(), "prior_contrast": vae.contrast(vae.decode_images(model, prior)).mean().item()}
@@ -241,14 +242,20 @@ def main() -> None:
     save(vae.plot_samples({k: models[k] for k in ("β = 0", "β = 1")}, z, f"Q1 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q1_samples.png")
     numbers |= gradient_variance(conv, test[:16])
     fig, ax = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
-    bars = {"pathwise (reparameterised)": "pathwise", "score function, with baseline": "score_with_baseline", "score function": "score"}
-    ax.barh(list(bars), [numbers[f"gradient.{k}_variance"] for k in bars.values()])
+    points = {"pathwise (reparameterised)": "pathwise", "score function, with baseline": "score_with_baseline", "score function": "score"}
+    variances = [numbers[f"gradient.{k}_variance"] for k in points.values()]
+    ax.plot(variances, list(points), "o")   # bars would have no length on a logarithmic axis
+    for name, variance in zip(points, variances):
+        ax.annotate(f"{variance:,.0f}", (variance, name), (0, 7), textcoords="offset points", ha="center")
+    ax.margins(0.15, 0.3)
+    ax.grid(axis="x", alpha=0.3)
     ax.set(xscale="log", xlabel="variance of a one-sample estimate of the gradient", title="Q2 · two unbiased estimators of one gradient")
     save(fig, "theory_q2_gradient_variance.png")
     fc, fc_ae = load("cifar10_fc"), load("cifar10_fc_ae")
     save(vae.plot_samples({"autoencoder": fc_ae, "VAE": fc}, z, f"Q3 · the same 12 draws of N(0, I); trained on {cifar.title}"), "theory_q3_samples.png")
     for name, model in {**{f"beta_{b}": m for b, m in zip(BETAS, models.values())}, "fc0": fc, "fc_ae": fc_ae}.items():
-        numbers |= {f"{name}.{k}": v for k, v in (geometry(model, test[:1000]) | evaluate.gaussian_gap(vae.sample_codes(model, test))).items()}
+        numbers |= {f"{name}.{k}": v for k, v in (geometry(model, cifar) | evaluate.gaussian_gap(vae.sample_codes(model, test))).items()}
+    numbers |= {f"beta_{b}.nearest_overlap": math.exp(-numbers[f"beta_{b}.nearest_cloud"]) for b in BETAS}
     paths = {name: vae.interpolate_images(m, a, b, 10) for name, m in models.items()}
     save(vae.display_interpolated_images(paths, (a, b), f"Q4 · linear interpolation over β: {cifar.title}"), "theory_q4_interpolation.png")
 

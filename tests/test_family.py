@@ -360,9 +360,10 @@ def test_what_cannot_work_is_said_in_one_sentence(choices, said):
     assert "\n" not in str(err.value)
 
 
-@pytest.mark.parametrize("choices", [{"latent_dim": 128}, {"model": "cvae", "conditions": 3, "latent_dim": 2}, {"model": "vq_vae", "latent_dim": 2}])
-def test_a_manifold_needs_two_unconditional_dimensions(choices):
-    with pytest.raises(vae.VAEError, match="train one with --latent_dim 2"):
+@pytest.mark.parametrize("choices", [{"latent_dim": 128}, {"model": "cvae", "conditions": 3, "latent_dim": 2}, {"model": "vq_vae", "latent_dim": 2},
+                                     {"model": "ae", "latent_dim": 2}])
+def test_a_manifold_needs_two_unconditional_dimensions_with_a_prior(choices):
+    with pytest.raises(vae.VAEError, match="train a vae with --latent_dim 2"):
         vae.plot_manifold(vae.build_model(vae.Config(width=4, **choices)), "T")
 
 

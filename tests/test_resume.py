@@ -257,6 +257,17 @@ def test_ctrl_c_says_what_was_saved_and_how_to_go_on(few, tmp_path):
     assert len(record["history"]) == 2 and vae.sample_images(model, 2).isfinite().all()
 
 
+def test_ctrl_c_in_a_second_training_says_how_to_go_back_to_the_finished_first(few, tmp_path, capsys):
+    config = vae.config_for(few, **SMALL, epochs=2)
+    first = vae.train_run(config, few, tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(vae.Stopped, match=f"delete {vae.TRAINING} to go back"):
+        vae.train_run(dataclasses.replace(config, seed=1), few, tmp_path / "run", on_epoch=interrupt_after(1))
+    assert f"delete {vae.TRAINING} to go back" in capsys.readouterr().out
+    (tmp_path / "run" / vae.TRAINING).unlink()
+    assert alike(vae.load_checkpoint(tmp_path / "run")[0].state_dict(), first.model.state_dict())
+
+
 def test_ctrl_c_right_after_an_epoch_was_written_says_that_it_is_saved(few, tmp_path, monkeypatch):
     """Between the writing and everything after it."""
     save = vae._save_tensors

@@ -48,6 +48,14 @@ def copy_of(run, folder):
     return vae.save_checkpoint(model, folder, record)
 
 
+@pytest.mark.parametrize("name, value", [("VAE_EPOCHS", "many"), ("VAE_PRECISION", "half"), ("VAE_DEVICE", "abacus")])
+def test_a_wrong_variable_is_told_before_any_image_is_loaded(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(vae, "load_dataset", lambda *args, **options: pytest.fail("loaded"))
+    with pytest.raises(vae.VAEError, match=f"{name}|epochs"):
+        train.main(["--dataset", "shapes"])
+
+
 # ── The two commands ────────────────────────────────────────────────────────────────────────────
 
 def test_train_and_evaluate_from_the_shell(tmp_path):
