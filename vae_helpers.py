@@ -1493,7 +1493,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         sums = over_all(sums) / n
         train = dict(zip(("reconstruction_nats", "kl_nats"), sums.tolist()))
-        state.show_average()
+        state.swap_average()
         if world > 1:
             for buffer in model.buffers():                       # running means of different shares
                 dist.broadcast(buffer, 0)
@@ -1512,7 +1512,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
         if on_epoch and rank == 0:
             on_epoch(history)
         if epoch < config.epochs:
-            state.hide_average()
+            state.swap_average()
     model.eval()
     return history
 
@@ -1520,16 +1520,18 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
 class _TrainingState:
     """What changes while a model trains. tensors() gives all of it, by name, and restore() takes it up again.
 
-    With config.ema the model has its raw weights while it learns, and the averaged ones from show_average to hide_average.
+    With config.ema the model has its raw weights while it learns; swap_average changes them for the averaged ones, and back.
     """
 
     def __init__(self, model: VAE, config: Config, steps: int):
         rank, _ = workers()
-        self.model, self.config, self.steps, self.raw = model, config, steps, {}
+        self.model, self.config, self.steps = model, config, steps
         self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         self.schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
             self.optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
-        self.average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
+        # forgets the random initial weights: after n steps, decay is at most (1+n) / (10+n)
+        ema = lambda averages, values, n: get_ema_multi_avg_fn(min(config.ema, (1 + n.item()) / (10 + n.item())))(averages, values, n)   # noqa: E731
+        self.average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if config.ema else None
         self.order_rng = torch.Generator().manual_seed(config.seed)
         self.noise_rng = torch.Generator(model.device).manual_seed(config.seed + 1000 * rank)
 
@@ -1542,21 +1544,20 @@ class _TrainingState:
         if self.average:
             self.average.update_parameters(self.model)
 
-    def show_average(self) -> None:
+    def swap_average(self) -> None:
         if self.average:
-            self.raw = {k: v.clone() for k, v in self.model.state_dict().items()}
-            self.model.load_state_dict(self.average.module.state_dict())
-
-    def hide_average(self) -> None:
-        if self.average:
-            self.model.load_state_dict(self.raw)
+            for here, there in zip(self.model.state_dict().values(), self.average.module.state_dict().values()):
+                kept = here.clone()
+                here.copy_(there)
+                there.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """After an epoch, while the average is shown: "model." are the weights that count, what load_checkpoint gives."""
         moments = {f"adam.{i}.{k}": v for i, p in enumerate(self.model.parameters()) for k, v in self.optimiser.state[p].items()}
+        raw = {f"raw.{k}": v for k, v in self.average.module.state_dict().items()} if self.average else {}
         averaged = {"average.n_averaged": self.average.n_averaged} if self.average else {}
-        return {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **{f"raw.{k}": v for k, v in self.raw.items()},
-                **moments, **averaged, "lr": torch.tensor(self.optimiser.param_groups[0]["lr"], dtype=torch.float64),
+        return {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **raw, **moments, **averaged,
+                "lr": torch.tensor(self.optimiser.param_groups[0]["lr"], dtype=torch.float64),
                 "order_rng": self.order_rng.get_state(), "noise_rng": self.noise_rng.get_state()}
 
     def restore(self, tensors: dict[str, Tensor], epochs: int) -> None:
@@ -1564,11 +1565,10 @@ class _TrainingState:
         part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}   # noqa: E731
         self.model.load_state_dict(part("model."))
         if self.average:
-            self.average.module.load_state_dict(part("model."))
+            self.average.module.load_state_dict(part("raw."))
             self.average.n_averaged.copy_(tensors["average.n_averaged"])
-            self.raw = part("raw.")
             if epochs < self.config.epochs:
-                self.hide_average()
+                self.swap_average()
         for i, p in enumerate(self.model.parameters()):   # the moments in the memory layout of their weights, as Adam makes them
             self.optimiser.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in part(f"adam.{i}.").items()}
         self.optimiser.param_groups[0]["lr"] = tensors["lr"].item()
@@ -1652,11 +1652,6 @@ def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]
             raise VAEError("Batch normalisation and MMD need at least 2 training images: add images, or use norm none and model vae.")
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def _ema(decay: float) -> Callable:
-    """Exponential moving average that forgets the random initial weights: after n steps, decay is at most (1+n) / (10+n)."""
-    return lambda averages, values, n: get_ema_multi_avg_fn(min(decay, (1 + n.item()) / (10 + n.item())))(averages, values, n)
 
 
 def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
