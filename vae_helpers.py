@@ -939,11 +939,6 @@ def code_grid(config: Config) -> int:
     return grid_sizes(config)[-1] if config.arch == "conv" else 4
 
 
-def input_channels(config: Config) -> int:
-    """Of the encoder: a conditional one gets the label as one more channel."""
-    return config.channels + (config.conditions > 0)
-
-
 class LatentHeads(nn.Module):
     """Features (N, F) → mu, logvar, each (N, D): how every encoder ends."""
 
@@ -978,7 +973,7 @@ def activation(channels: int, norm: str) -> list[nn.Module]:
 
 def conv_encoder(config: Config) -> nn.Sequential:
     """The assignment's encoder at 32x32: three strided 4x4 convolutions, then mu and logvar. x (N, C, H, W)."""
-    size, layers, channels = grid_sizes(config)[-1], [], input_channels(config)
+    size, layers, channels = grid_sizes(config)[-1], [], config.channels + bool(config.conditions)   # a label is one more channel
     for i in range(config.depth):                          # 32 → 16 → 8 → 4
         out = config.width * 2 ** i                        # 32, 64, 128 channels
         if config.downsample == "stride":
@@ -1014,7 +1009,7 @@ def conv_decoder(config: Config) -> nn.Sequential:
 
 def fc_encoder(config: Config) -> nn.Sequential:
     """The image as one long vector, through hidden layers that narrow by half, then mu and logvar."""
-    sizes = [input_channels(config) * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
+    sizes = [(config.channels + bool(config.conditions)) * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
     layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
     if config.model == "vq_vae":
         grid = (config.latent_dim, code_grid(config), code_grid(config))
@@ -2115,18 +2110,16 @@ def hardware() -> str:
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
 @checked
-def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+def slerp(z_a: Tensor, z_b: Tensor, t: Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985; for latents White 2016, arXiv:1609.04468): (..., D), (..., D), t → (..., D).
 
-    Turns from a to b at an even angle. Where a and b are (anti)parallel no arc is defined and the line is taken.
+    Turns from z_a to z_b at an even angle. Where they are (anti)parallel no arc is defined and the line is taken.
     """
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise VAEError(f"The two ends must be alike, not {shown(a)} and {shown(b)}.")
-    cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
+    cosine = F.cosine_similarity(z_a, z_b, dim=-1).clamp(-1, 1)[..., None]
     omega = torch.arccos(cosine)
     sine = torch.sin(omega)
-    arc = (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / sine
-    return torch.where(sine > 1e-4, arc, torch.lerp(a, b, t))
+    arc = (torch.sin((1 - t) * omega) * z_a + torch.sin(t * omega) * z_b) / sine
+    return torch.where(sine > 1e-4, arc, torch.lerp(z_a, z_b, t))
 
 
 METHODS = {"linear": torch.lerp, "spherical": slerp}
