@@ -1397,11 +1397,11 @@ def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, 
     """Yield x and the Output of each 500 uint8 images, without gradients, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
     model.eval()
-    for i, part in enumerate(images.split(500)):
+    split = [i.split(500) for i in (images, conditions(model.config, labels)) if i is not None]
+    for part, *given in zip(*split, strict=True):
         x = to_input(part.to(model.device), model.config)
-        c = conditions(model.config, None if labels is None else labels[500 * i:500 * (i + 1)])
         with torch.no_grad():
-            yield x, model(x, generator, None if c is None else c.to(model.device))
+            yield x, model(x, generator, *(c.to(model.device) for c in given))
 
 
 @checked
@@ -2661,10 +2661,8 @@ def save_strip(images: Tensor, file: str | os.PathLike) -> Path:
     frames = [Image.fromarray(image_grid(part)) for part in ([images] if path.suffix == ".png" else images.split(1))]
     frames = [ImageOps.scale(frame, 4, Image.Resampling.NEAREST) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        frames[0].save(path)
-    else:
-        frames[0].save(path, save_all=True, append_images=[*frames[1:], *frames[-2:0:-1]], duration=100, loop=0)   # ms; for ever
+    moving = {"save_all": True, "append_images": [*frames[1:], *frames[-2:0:-1]], "duration": 100, "loop": 0}   # ms; for ever
+    frames[0].save(path, **(moving if path.suffix == ".gif" else {}))
     return path
 
 
