@@ -939,11 +939,6 @@ def code_grid(config: Config) -> int:
     return grid_sizes(config)[-1] if config.arch == "conv" else 4
 
 
-def input_channels(config: Config) -> int:
-    """Of the encoder: a conditional one gets the label as one more channel."""
-    return config.channels + (config.conditions > 0)
-
-
 class LatentHeads(nn.Module):
     """Features (N, F) → mu, logvar, each (N, D): how every encoder ends."""
 
@@ -978,7 +973,7 @@ def activation(channels: int, norm: str) -> list[nn.Module]:
 
 def conv_encoder(config: Config) -> nn.Sequential:
     """The assignment's encoder at 32x32: three strided 4x4 convolutions, then mu and logvar. x (N, C, H, W)."""
-    size, layers, channels = grid_sizes(config)[-1], [], input_channels(config)
+    size, layers, channels = grid_sizes(config)[-1], [], config.channels + bool(config.conditions)   # a label is one more channel
     for i in range(config.depth):                          # 32 → 16 → 8 → 4
         out = config.width * 2 ** i                        # 32, 64, 128 channels
         if config.downsample == "stride":
@@ -1014,7 +1009,7 @@ def conv_decoder(config: Config) -> nn.Sequential:
 
 def fc_encoder(config: Config) -> nn.Sequential:
     """The image as one long vector, through hidden layers that narrow by half, then mu and logvar."""
-    sizes = [input_channels(config) * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
+    sizes = [(config.channels + bool(config.conditions)) * config.image_size ** 2] + [config.width >> i for i in range(config.depth)]
     layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
     if config.model == "vq_vae":
         grid = (config.latent_dim, code_grid(config), code_grid(config))
@@ -1407,11 +1402,11 @@ def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, 
     """Yield x and the Output of each 500 uint8 images, without gradients, with one seeded sample of z per image."""
     generator = torch.Generator(model.device).manual_seed(seed)
     model.eval()
-    for i, part in enumerate(images.split(500)):
+    split = [i.split(500) for i in (images, conditions(model.config, labels)) if i is not None]
+    for part, *given in zip(*split, strict=True):
         x = to_input(part.to(model.device), model.config)
-        c = conditions(model.config, None if labels is None else labels[500 * i:500 * (i + 1)])
         with torch.no_grad():
-            yield x, model(x, generator, None if c is None else c.to(model.device))
+            yield x, model(x, generator, *(c.to(model.device) for c in given))
 
 
 @checked
@@ -1498,7 +1493,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
                 bar.set_postfix(rec=f"{rec_mean:.1f}", kl=f"{kl_mean:.1f}", total=f"{rec_mean + config.beta * kl_mean:.1f}")
         sums = over_all(sums) / n
         train = dict(zip(("reconstruction_nats", "kl_nats"), sums.tolist()))
-        state.show_average()
+        state.swap_average()
         if world > 1:
             for buffer in model.buffers():                       # running means of different shares
                 dist.broadcast(buffer, 0)
@@ -1517,7 +1512,7 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
         if on_epoch and rank == 0:
             on_epoch(history)
         if epoch < config.epochs:
-            state.hide_average()
+            state.swap_average()
     model.eval()
     return history
 
@@ -1525,16 +1520,18 @@ def fit(model: VAE, data: ImageData, config: Config, *, progress: bool = True, o
 class _TrainingState:
     """What changes while a model trains. tensors() gives all of it, by name, and restore() takes it up again.
 
-    With config.ema the model has its raw weights while it learns, and the averaged ones from show_average to hide_average.
+    With config.ema the model has its raw weights while it learns; swap_average changes them for the averaged ones, and back.
     """
 
     def __init__(self, model: VAE, config: Config, steps: int):
         rank, _ = workers()
-        self.model, self.config, self.steps, self.raw = model, config, steps, {}
+        self.model, self.config, self.steps = model, config, steps
         self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         self.schedule = None if config.schedule == "constant" else torch.optim.lr_scheduler.OneCycleLR(   # Smith & Topin 2018
             self.optimiser, config.lr, total_steps=config.epochs * steps, cycle_momentum=False)
-        self.average = AveragedModel(model, multi_avg_fn=_ema(config.ema), use_buffers=True) if config.ema else None
+        # forgets the random initial weights: after n steps, decay is at most (1+n) / (10+n)
+        ema = lambda averages, values, n: get_ema_multi_avg_fn(min(config.ema, (1 + n.item()) / (10 + n.item())))(averages, values, n)   # noqa: E731
+        self.average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if config.ema else None
         self.order_rng = torch.Generator().manual_seed(config.seed)
         self.noise_rng = torch.Generator(model.device).manual_seed(config.seed + 1000 * rank)
 
@@ -1547,21 +1544,20 @@ class _TrainingState:
         if self.average:
             self.average.update_parameters(self.model)
 
-    def show_average(self) -> None:
+    def swap_average(self) -> None:
         if self.average:
-            self.raw = {k: v.clone() for k, v in self.model.state_dict().items()}
-            self.model.load_state_dict(self.average.module.state_dict())
-
-    def hide_average(self) -> None:
-        if self.average:
-            self.model.load_state_dict(self.raw)
+            for here, there in zip(self.model.state_dict().values(), self.average.module.state_dict().values()):
+                kept = here.clone()
+                here.copy_(there)
+                there.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """After an epoch, while the average is shown: "model." are the weights that count, what load_checkpoint gives."""
         moments = {f"adam.{i}.{k}": v for i, p in enumerate(self.model.parameters()) for k, v in self.optimiser.state[p].items()}
+        raw = {f"raw.{k}": v for k, v in self.average.module.state_dict().items()} if self.average else {}
         averaged = {"average.n_averaged": self.average.n_averaged} if self.average else {}
-        return {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **{f"raw.{k}": v for k, v in self.raw.items()},
-                **moments, **averaged, "lr": torch.tensor(self.optimiser.param_groups[0]["lr"], dtype=torch.float64),
+        return {**{f"model.{k}": v for k, v in self.model.state_dict().items()}, **raw, **moments, **averaged,
+                "lr": torch.tensor(self.optimiser.param_groups[0]["lr"], dtype=torch.float64),
                 "order_rng": self.order_rng.get_state(), "noise_rng": self.noise_rng.get_state()}
 
     def restore(self, tensors: dict[str, Tensor], epochs: int) -> None:
@@ -1569,11 +1565,10 @@ class _TrainingState:
         part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}   # noqa: E731
         self.model.load_state_dict(part("model."))
         if self.average:
-            self.average.module.load_state_dict(part("model."))
+            self.average.module.load_state_dict(part("raw."))
             self.average.n_averaged.copy_(tensors["average.n_averaged"])
-            self.raw = part("raw.")
             if epochs < self.config.epochs:
-                self.hide_average()
+                self.swap_average()
         for i, p in enumerate(self.model.parameters()):   # the moments in the memory layout of their weights, as Adam makes them
             self.optimiser.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in part(f"adam.{i}.").items()}
         self.optimiser.param_groups[0]["lr"] = tensors["lr"].item()
@@ -1657,11 +1652,6 @@ def _batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]
             raise VAEError("Batch normalisation and MMD need at least 2 training images: add images, or use norm none and model vae.")
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def _ema(decay: float) -> Callable:
-    """Exponential moving average that forgets the random initial weights: after n steps, decay is at most (1+n) / (10+n)."""
-    return lambda averages, values, n: get_ema_multi_avg_fn(min(decay, (1 + n.item()) / (10 + n.item())))(averages, values, n)
 
 
 def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
@@ -2128,18 +2118,16 @@ def hardware() -> str:
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
 @checked
-def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+def slerp(z_a: Tensor, z_b: Tensor, t: Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985; for latents White 2016, arXiv:1609.04468): (..., D), (..., D), t → (..., D).
 
-    Turns from a to b at an even angle. Where a and b are (anti)parallel no arc is defined and the line is taken.
+    Turns from z_a to z_b at an even angle. Where they are (anti)parallel no arc is defined and the line is taken.
     """
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise VAEError(f"The two ends must be alike, not {shown(a)} and {shown(b)}.")
-    cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
+    cosine = F.cosine_similarity(z_a, z_b, dim=-1).clamp(-1, 1)[..., None]
     omega = torch.arccos(cosine)
     sine = torch.sin(omega)
-    arc = (torch.sin((1 - t) * omega) * a + torch.sin(t * omega) * b) / sine
-    return torch.where(sine > 1e-4, arc, torch.lerp(a, b, t))
+    arc = (torch.sin((1 - t) * omega) * z_a + torch.sin(t * omega) * z_b) / sine
+    return torch.where(sine > 1e-4, arc, torch.lerp(z_a, z_b, t))
 
 
 METHODS = {"linear": torch.lerp, "spherical": slerp}
@@ -2681,10 +2669,8 @@ def save_strip(images: Tensor, file: str | os.PathLike) -> Path:
     frames = [Image.fromarray(image_grid(part)) for part in ([images] if path.suffix == ".png" else images.split(1))]
     frames = [ImageOps.scale(frame, 4, Image.Resampling.NEAREST) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        frames[0].save(path)
-    else:
-        frames[0].save(path, save_all=True, append_images=[*frames[1:], *frames[-2:0:-1]], duration=100, loop=0)   # ms; for ever
+    moving = {"save_all": True, "append_images": [*frames[1:], *frames[-2:0:-1]], "duration": 100, "loop": 0}   # ms; for ever
+    frames[0].save(path, **(moving if path.suffix == ".gif" else {}))
     return path
 
 

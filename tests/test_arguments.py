@@ -76,7 +76,7 @@ def test_images_that_no_memory_can_hold_are_refused_before_they_are_drawn(monkey
 # ── Every public function ───────────────────────────────────────────────────────────────────────
 
 CHECKED = {name: f for module in (vae, evaluate) for name, f in vars(module).items()
-           if inspect.isfunction(f) and hasattr(f, "__wrapped__") and f.__module__ == module.__name__}
+           if inspect.isfunction(f) and hasattr(f, "__wrapped__") and f.__module__ == module.__name__ and not name.startswith("_")}
 GENERATOR = torch.Generator().manual_seed(0)
 Z, IMAGE, PIXELS = torch.randn(16, 4, generator=GENERATOR), torch.rand(3, 32, 32, generator=GENERATOR), torch.rand(4, 3, 32, 32, generator=GENERATOR)
 VALID = {   # an argument that is right, by its name
@@ -140,7 +140,7 @@ def test_every_argument_of_a_kind_that_the_table_knows_is_checked(name, model):
 
 def test_every_public_function_that_takes_such_an_argument_is_checked():
     """What only models and the loop call is not: it gets what was checked."""
-    inner = {"code_nats", "compile_pays", "penalty", "calibrate", "grid_sizes", "code_grid", "input_channels", "conv_encoder", "conv_decoder", "fc_encoder", "fc_decoder", "count_parameters",
+    inner = {"code_nats", "compile_pays", "penalty", "calibrate", "grid_sizes", "code_grid", "conv_encoder", "conv_decoder", "fc_encoder", "fc_decoder", "count_parameters",
              "write_record", "need_memory", "own_run", "plot_scatter", "standard_error", "write_json", "display_interpolated_images", "draw_sheet", "checked", "shown", "whole_number", "real_number"}
     public = {name for name, f in vars(vae).items() if inspect.isfunction(f) and f.__module__ == "vae_helpers" and not name.startswith("_")
               and any(p in vae.ARGUMENTS for p in inspect.signature(f).parameters)}
