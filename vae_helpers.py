@@ -164,7 +164,8 @@ def whole_number(value, low: int = 1, high: int = LARGEST) -> bool:
 
 
 def real_number(value, low: float = -math.inf) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and max(low, -sys.float_info.max) <= value <= sys.float_info.max
+    value = value.item() if isinstance(value, np.generic) else value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and max(low, -sys.float_info.max) <= value <= sys.float_info.max
 
 
 def shown(value) -> str:
