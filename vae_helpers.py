@@ -1407,7 +1407,8 @@ def forward_passes(model: VAE, images: Tensor, labels: Tensor | None = None, *, 
     for part, *given in zip(*split, strict=True):
         x = to_input(part.to(model.device), model.config)
         with torch.no_grad():
-            yield x, model(x, generator, *(c.to(model.device) for c in given))
+            out = model(x, generator, *(c.to(model.device) for c in given))
+        yield x, out   # outside: left in the middle, as by Ctrl-C, it would keep gradients off for good
 
 
 @checked
@@ -1826,9 +1827,10 @@ def bits_per_dim(model: VAE, images: Tensor, tuning: Tensor, labels: Tensor | No
 
     def passes(images: Tensor, labels: Tensor | None):
         """x_hat(z), the price of the code, and the images themselves, 500 at a time."""
-        with torch.no_grad():
-            for (_, out), part in zip(forward_passes(model, images, labels, seed=seed), images.split(500)):
-                yield to_unit(model.activate(out.x_raw), model.config).cpu(), code_nats(model, out).cpu(), part
+        for (_, out), part in zip(forward_passes(model, images, labels, seed=seed), images.split(500)):
+            with torch.no_grad():
+                price = code_nats(model, out).cpu()
+            yield to_unit(model.activate(out.x_raw), model.config).cpu(), price, part
 
     parts = list(passes(tuning, tuning_labels))
     cost = lambda log_scale: sum(discretised_logistic_nats(mean, part, math.exp(log_scale)).sum().item() for mean, _, part in parts)   # noqa: E731

@@ -257,6 +257,16 @@ def test_ctrl_c_says_what_was_saved_and_how_to_go_on(few, tmp_path):
     assert len(record["history"]) == 2 and vae.sample_images(model, 2).isfinite().all()
 
 
+def test_ctrl_c_in_the_middle_of_a_validation_leaves_gradients_on(few, tmp_path, monkeypatch):
+    """A generator that is left within no_grad is closed too late, and then turns gradients off for good."""
+    config, nats = vae.config_for(few, **SMALL, epochs=2), vae.code_nats
+    with monkeypatch.context() as patch, pytest.raises(vae.Stopped):
+        patch.setattr(vae, "code_nats", lambda model, out: nats(model, out) if model.training else (_ for _ in ()).throw(KeyboardInterrupt))
+        vae.train_run(config, few, tmp_path / "run")
+    assert torch.is_grad_enabled()
+    vae.train_run(config, few, tmp_path / "run")
+
+
 def test_ctrl_c_in_a_second_training_says_how_to_go_back_to_the_finished_first(few, tmp_path, capsys):
     config = vae.config_for(few, **SMALL, epochs=2)
     first = vae.train_run(config, few, tmp_path / "run")
@@ -298,7 +308,8 @@ def test_a_notebook_shows_the_sentence_in_place_of_a_traceback(few, tmp_path):
 def test_ctrl_c_in_the_shell_ends_in_one_line_and_resume_goes_on(tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "VAE_FAST": "1", "VAE_EPOCHS": "100000", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / "train.py"), *COMMAND, "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # shells let background jobs, like these tests, ignore it
     end = time.time() + 100
     while not (tmp_path / "run" / vae.TRAINING).exists() and process.poll() is None and time.time() < end:
         time.sleep(0.02)
