@@ -1554,7 +1554,7 @@ class _TrainingState:
                 there.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        """After an epoch, while the average is shown: "model." are the weights that count, what load_checkpoint gives."""
+        """After an epoch and swap_average: "model." are the weights that count, what load_checkpoint gives."""
         moments = {f"adam.{i}.{k}": v for i, p in enumerate(self.model.parameters()) for k, v in self.optimiser.state[p].items()}
         raw = {f"raw.{k}": v for k, v in self.average.module.state_dict().items()} if self.average else {}
         averaged = {"average.n_averaged": self.average.n_averaged} if self.average else {}
