@@ -1,0 +1,1 @@
+"""What surrounds the story that vae_helpers.py tells: data, further models, measures, runs."""

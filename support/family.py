@@ -1,0 +1,203 @@
+"""The other models with a continuous code: autoencoder, InfoVAE, WAE, and the conditional VAE.
+
+Each says in a few lines what it does differently from vae_helpers.VAE; fit and evaluate treat all
+alike. Importing this file makes them known to Config and build_model.
+
+What is minimised is reconstruction + beta * KL(q(z|x) || N(0, I)) + mmd * MMD(q(z), N(0, I)).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import vae_helpers as vae
+
+
+def mmd(a: Tensor, b: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of two samples (N, D), (M, D) → (), unbiased.
+
+    Gretton et al. 2012, equation 3; it can be below 0. Kernel C / (C + ||z - z'||^2) with C = 2 D:
+    the inverse multiquadratic for a prior N(0, I) (Tolstikhin et al. 2018, section 4).
+    """
+    scale = 2 * a.shape[1]
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        # Not torch.cdist, whose gradient older versions lack on MPS.
+        squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+        return scale / (scale + squared.clamp(min=0))
+
+    def within(x: Tensor) -> Tensor:
+        return (kernel(x, x).sum() - len(x)) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * kernel(a, b).mean()
+
+
+class AE(vae.VAE):
+    """A plain autoencoder: the code is the mean, which costs nothing."""
+
+    sampled = False
+    has_price = False
+
+    @classmethod
+    def defaults(cls, config: vae.Config) -> dict[str, object]:
+        return {"beta": 0.0}
+
+    def __init__(self, config: vae.Config):
+        super().__init__(config)
+        self.encoder[-1].logvar.requires_grad_(False)  # takes no part
+
+
+class MMDPenalty:
+    """The penalty of InfoVAE and WAE: the aggregate posterior is drawn to the prior as a whole."""
+
+    def penalty(self, out: vae.Output, noise: torch.Generator | Tensor | None = None) -> Tensor:
+        """config.mmd * MMD of the batch's codes against draws of N(0, I): ().
+
+        noise is these draws (N, D), or the generator that makes them.
+        """
+        if not self.config.mmd:
+            return out.z.new_zeros(())
+        if isinstance(noise, Tensor):
+            prior = noise
+        else:
+            prior = torch.randn(out.z.shape, generator=noise, device=out.z.device)
+        return self.config.mmd * mmd(out.z, prior)
+
+
+class InfoVAE(MMDPenalty, vae.VAE):
+    """MMD in place of the KL (Zhao et al. 2019).
+
+    The paper writes beta = 1 - alpha and mmd = alpha + lambda - 1; alpha = 1 here, its MMD-VAE.
+    lambda = 1000 is our choice: small beside the reconstruction once q(z) is near the prior,
+    strong while it is not.
+    """
+
+    @classmethod
+    def defaults(cls, config: vae.Config) -> dict[str, object]:
+        return {"beta": 0.0, "mmd": 1000.0}
+
+
+class WAE(MMDPenalty, AE):
+    """A deterministic code with the MMD (Tolstikhin et al. 2018, section 4: 10, 100 on CelebA)."""
+
+    @classmethod
+    def defaults(cls, config: vae.Config) -> dict[str, object]:
+        weight = 100.0 if config.dataset == "celeba" else 10.0
+        return {"beta": 0.0, "mmd": weight, "likelihood": "squared_error"}
+
+
+class CVAE(vae.VAE):
+    """q(z|x, condition) and p(x|z, condition), Sohn et al. 2015.
+
+    The condition (N, A) reaches the encoder as one more channel, a learned linear picture of it,
+    and the decoder beside z.
+    """
+
+    conditional = True
+
+    @classmethod
+    def choices_for(cls, data: vae.ImageData) -> dict[str, object]:
+        return {"conditions": len(condition_names(data))}
+
+    def __init__(self, config: vae.Config):
+        if not config.conditions:
+            raise vae.VAEError(
+                "A cvae needs to know how many classes or attributes there are: make its config "
+                "with config_for(data, model='cvae')."
+            )
+        super().__init__(config)
+        self.condition_plane = nn.Linear(config.conditions, config.image_size**2)
+
+    def make_encoder(self) -> nn.Module:
+        return vae.ENCODERS[self.config.arch](self.config, self.config.channels + 1)
+
+    def make_decoder(self) -> nn.Module:
+        inputs = self.config.latent_dim + self.config.conditions
+        return vae.DECODERS[self.config.arch](self.config, inputs)
+
+    def condition(self, labels: Tensor | None) -> Tensor:
+        """Classes (N,) → one-hot (N, A); attributes (N, A) → 0 and 1.
+
+        Of the factors of `shapes` the shape counts as the class. Floats are taken as they are, so
+        that labels can be mixed. Raises VAEError on labels that this model does not know.
+        """
+        size = self.config.conditions
+        if labels is None:
+            raise vae.VAEError("This model is conditional: hand in a label for each image.")
+        if labels.ndim == 2 and self.config.dataset == "shapes" and not labels.is_floating_point():
+            labels = labels[:, 0]
+        if labels.ndim == 2 and labels.shape[1] == size:
+            return labels.float()
+        classes = labels.ndim == 1 and not labels.is_floating_point()
+        if not classes or labels.min() < 0 or labels.max() >= size:
+            raise vae.VAEError(
+                f"This model knows {size} classes or attributes: labels must be whole numbers "
+                f"(N,) from 0 to {size - 1}, or (N, {size}), not {tuple(labels.shape)}."
+            )
+        return F.one_hot(labels.long(), size).float()
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W), condition (N, A) → mu, logvar, each (N, D)."""
+        plane = self.condition_plane(condition).reshape(-1, 1, *x.shape[2:])
+        return self.encoder(torch.cat([x, plane], dim=1))
+
+    def decode_raw(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z (N, D), condition (N, A) → x_raw (N, C, H, W)."""
+        return self.decoder(torch.cat([z, condition], dim=1)).float()
+
+
+vae.MODELS.update({"info_vae": InfoVAE, "wae": WAE, "ae": AE, "cvae": CVAE})
+
+
+def condition_names(data: vae.ImageData) -> tuple[str, ...]:
+    """The classes or attributes that a conditional model is given.
+
+    Raises VAEError where the images have no labels.
+    """
+    names = data.class_names or data.label_names
+    if len(names) < 2:
+        raise vae.VAEError(
+            f"A cvae needs labels, and there are none in {data.title}: sort the images into one "
+            "folder per class (<class>/…), or train model vae."
+        )
+    return names
+
+
+def plot_classes(
+    model: CVAE, names: Sequence[str], title: str, latents: int = 6, seed: int = 0
+) -> Figure:
+    """What a conditional model draws: one latent per row, one class per column, up to ten."""
+    shown = min(len(names), 10)
+    condition = F.one_hot(torch.arange(shown), model.config.conditions).float()
+    rows = {}
+    for number, z in enumerate(model.draw_codes(latents, seed=seed), 1):
+        rows[f"z {number}"] = vae.decode_images(model, z.expand(shown, -1), condition)
+    labels = [textwrap.fill(name, 11, break_on_hyphens=False) for name in names[:shown]]
+    return vae.plot_rows(rows, title, labels)
+
+
+def plot_attributes(
+    model: CVAE,
+    images: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    attributes: Sequence[str],
+    title: str,
+) -> Figure:
+    """The codes of images (n, C, H, W) with labels (n, A), one attribute switched off and on."""
+    mu, _ = vae.encode_images(model, images, labels)
+    reconstructions = vae.decode_images(model, mu, labels)
+    rows = {"original": vae.as_unit(images), "reconstruction": reconstructions}
+    for name in attributes:
+        for prefix, value in (("no ", 0), ("", 1)):
+            switched = labels.clone()
+            switched[:, names.index(name)] = value
+            label = prefix + name.replace("_", " ")
+            rows[label] = vae.decode_images(model, mu, switched)
+    return vae.plot_rows(rows, title)
