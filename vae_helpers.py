@@ -9,8 +9,12 @@ Read it from top to bottom; each section uses only what stands above it.
     Latent space   encode, interpolate, sample regions, traverse, attribute directions
     Plots          one function per figure, each returns the matplotlib Figure
 
-Images come from support/datasets.py. Other models, measures, sliders and run folders stand in
-support/, too, and import this module: nobody needs them to understand a VAE.
+Images come from support/datasets.py, the optimiser with its averages from support/training_state.py.
+Other models, measures, sliders and run folders stand in support/, too, and import this module:
+nobody needs them to understand a VAE.
+
+It is longer than a single file should be, because everything that the notebooks show of models
+and figures stands in it. A fifth of the lines are blank, and a sixth are docstrings.
 
 Conventions
     images      uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
@@ -40,12 +44,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import safetensors.torch
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from support.datasets import (
     DATASETS,
@@ -61,6 +62,8 @@ from support.datasets import (
     progress_bar,
     write_atomically,
 )
+from support.hardware import all_reduce, get_device, precision, processes
+from support.training_state import TrainingState, resident
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Config                                                                                     ║
@@ -283,40 +286,6 @@ def config_for(data: ImageData, **choices) -> Config:
     if model in MODELS:
         choices |= MODELS[model].choices_for(data)
     return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
-
-
-def get_device() -> torch.device:
-    """The one place that names a device: $VAE_DEVICE, else CUDA, else Apple's MPS, else the CPU."""
-    name = os.environ.get("VAE_DEVICE")
-    if name:
-        try:
-            torch.zeros(1, device=name).cpu()  # a name that is spelt right may still be absent
-        except (RuntimeError, AssertionError, NotImplementedError):
-            raise VAEError(
-                f"VAE_DEVICE must name a device of this machine, not {name!r}."
-            ) from None
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def precision(device: torch.device) -> torch.dtype:
-    """What encoder and decoder multiply in while they train.
-
-    bfloat16 where the hardware does that itself, else float32; $VAE_PRECISION names one of the
-    two. Weights, losses, exp and KL are float32, and so is all that comes after training.
-    """
-    name = os.environ.get("VAE_PRECISION")
-    if name:
-        if name not in ("float32", "bfloat16"):
-            raise VAEError(f"VAE_PRECISION must be float32 or bfloat16, not {name!r}.")
-        return getattr(torch, name)
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return torch.bfloat16 if native else torch.float32
 
 
 def as_unit(images: Tensor) -> Tensor:
@@ -717,12 +686,15 @@ def fit(
     Raises TrainingDiverged when the loss is not finite.
     """
     rank, _ = processes()
-    state = TrainingState(model, data, config)
+    images = resident(data.train.images, model.device)
+    conditions = model.condition(data.train.labels)
+    steps = config.epochs * len(shuffled_batches(len(images), config, torch.Generator()))
+    state = TrainingState(model, config, steps)
     history = state.restore(*start) if start else []
     resumed_seconds = history[-1]["seconds"] if history else 0.0
     began = time.perf_counter() - resumed_seconds
     for epoch in range(len(history) + 1, config.epochs + 1):
-        losses = train_epoch(state, epoch, progress)
+        losses = train_epoch(state, images, conditions, epoch, progress)
         state.swap_average()
         calibrate(model, data.train)
         nats = [losses.mean().item() for losses in image_losses(model, *data.val)]
@@ -743,36 +715,44 @@ def fit(
     return history
 
 
-def train_epoch(state: TrainingState, epoch: int, progress: bool) -> dict[str, float]:
+def train_epoch(
+    state: TrainingState, images: Tensor, conditions: Tensor | None, epoch: int, progress: bool
+) -> dict[str, float]:
     """One pass over the training images: batches → forward → losses → step → means, in nats."""
     model, config, device = state.model.train(), state.config, state.model.device
     rank, world = processes()
     dtype = precision(device)
-    batches = shuffled_batches(len(state.images), config, state.order_rng)
-    sums = torch.zeros(3, device=device)
+    batches = shuffled_batches(len(images), config, state.order_rng)
+    sums, seen = torch.zeros(3, device=device), 0
     name = f"epoch {epoch}/{config.epochs}"
     bar = progress_bar(batches, desc=name, hidden=not progress or rank > 0)
     for step, batch in enumerate(bar):
-        x, condition = state.inputs(batch[rank::world])
+        share = batch[rank::world].to(images.device)
+        x = to_input(images[share].to(device), config).contiguous(memory_format=torch.channels_last)
+        condition = None if conditions is None else conditions[share.cpu()].to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = state.network(x, state.noise_rng, condition)
         reconstruction = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
         kl = model.code_nats(out).mean()
         penalty = model.penalty(out, state.noise_rng)
-        loss = reconstruction + state.beta(epoch - 1 + step / len(batches)) * kl + penalty
+        beta = kl_weight(config, epoch - 1 + step / len(batches))
         # Gradients are averaged over the processes, whose shares may differ by one image.
-        state.step(loss * (len(x) * world / len(batch)))
+        state.step((reconstruction + beta * kl + penalty) * (len(x) * world / len(batch)))
         sums += torch.stack([reconstruction, kl, penalty]).detach() * len(x)
+        seen += len(x)
         if step % 20 == 0 or step == len(batches) - 1:  # reading a number waits for the device
-            rec, rate, _ = means = (sums / sum(map(len, batches[: step + 1])) * world).tolist()
+            means = (sums / seen).tolist()
             stop_if_diverged(means, config, f"in epoch {epoch}, step {step + 1} of {len(batches)}")
-            bar.set_postfix(reconstruction=f"{rec:.1f}", kl=f"{rate:.1f}")
-    reconstruction, kl, penalty = (all_reduce(sums) / len(state.images)).tolist()
-    return {
-        "train_penalty": penalty,
-        "train_reconstruction_nats": reconstruction,
-        "train_kl_nats": kl,
-    }
+            bar.set_postfix(reconstruction=f"{means[0]:.1f}", kl=f"{means[1]:.1f}")
+    means = (all_reduce(sums) / len(images)).tolist()
+    return dict(zip(("train_reconstruction_nats", "train_kl_nats", "train_penalty"), means))
+
+
+def kl_weight(config: Config, epochs_done: float) -> float:
+    """The weight of the KL after so many epochs: config.beta, or on the way up to it."""
+    if not config.kl_warmup:
+        return config.beta
+    return config.beta * min(1.0, epochs_done / config.kl_warmup)
 
 
 def shuffled_batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
@@ -810,124 +790,6 @@ def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
     for x, out in forward_passes(model, images, labels):
         squared += (torch.sigmoid(out.x_raw) - x).square().sum().item()
     model.sigma.fill_(math.sqrt(max(squared / images.numel(), 1e-8)))
-
-
-class TrainingState:
-    """Everything that changes while a model trains: what state_dict gives, restore takes up again.
-
-    With config.ema the model has its raw weights while it learns; swap_average exchanges them
-    for the averaged ones, and back.
-    """
-
-    # Data sets up to this size live on the accelerator: all of CelebA at 64x64 has 2.5 GB.
-    RESIDENT_BYTES = 4 << 30
-
-    def __init__(self, model: VAE, data: ImageData, config: Config):
-        rank, world = processes()
-        self.model, self.config = model, config
-        self.network = DistributedDataParallel(model) if world > 1 else model
-        self.images = data.train.images
-        self.conditions = model.condition(data.train.labels)
-        if model.device.type != "cpu" and self.images.nbytes <= self.RESIDENT_BYTES:
-            self.images = self.images.to(model.device)
-        self.order_rng = torch.Generator().manual_seed(config.seed)
-        self.noise_rng = torch.Generator(model.device).manual_seed(config.seed + 1000 * rank)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        steps = config.epochs * len(shuffled_batches(len(self.images), config, torch.Generator()))
-        self.schedule = None
-        if config.schedule == "one_cycle":  # Smith & Topin 2018
-            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-                self.optimiser, config.lr, total_steps=steps, cycle_momentum=False
-            )
-        self.average = None
-        if config.ema:
-            self.average = AveragedModel(model, multi_avg_fn=self._ema, use_buffers=True)
-
-    def _ema(self, averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
-        """Move the averages; the decay starts small, so that the first weights are forgotten."""
-        decay = min(self.config.ema, (1 + n.item()) / (10 + n.item()))
-        get_ema_multi_avg_fn(decay)(averages, values, n)
-
-    def inputs(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x (n, C, H, W) and the condition (n, A), if any, of these training images."""
-        device = self.model.device
-        images = self.images[indices.to(self.images.device)].to(device)
-        x = to_input(images, self.config).contiguous(memory_format=torch.channels_last)
-        return x, None if self.conditions is None else self.conditions[indices].to(device)
-
-    def beta(self, epochs_done: float) -> float:
-        """The weight of the KL after so many epochs: config.beta, or on the way to it."""
-        if not self.config.kl_warmup:
-            return self.config.beta
-        return self.config.beta * min(1.0, epochs_done / self.config.kl_warmup)
-
-    def step(self, loss: Tensor) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        if self.schedule:
-            self.schedule.step()
-        if self.average:
-            self.average.update_parameters(self.model)
-
-    def swap_average(self) -> None:
-        """Exchange the model's weights with the averaged ones, if there are any."""
-        if not self.average:
-            return
-        averages = self.average.module.state_dict()
-        for name, value in self.model.state_dict().items():
-            kept = value.clone()
-            value.copy_(averages[name])
-            averages[name].copy_(kept)
-
-    def state_dict(self) -> dict:
-        """After an epoch and swap_average: "model" has the weights that count."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict() if self.schedule else None,
-            "order_rng": self.order_rng.get_state(),
-            "noise_rng": self.noise_rng.get_state(),
-        }
-
-    def restore(self, history: list[dict], state: dict) -> list[dict]:
-        """Be as after the last epoch of the history; returns a copy of it."""
-        self.model.load_state_dict(state["model"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-            if len(history) < self.config.epochs:
-                self.swap_average()
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.schedule:
-            self.schedule.load_state_dict(state["schedule"])
-        self.order_rng.set_state(state["order_rng"])
-        # The noise of the first process was kept, in the form of its kind of device.
-        rank, _ = processes()
-        if rank == 0 and len(state["noise_rng"]) == len(self.noise_rng.get_state()):
-            self.noise_rng.set_state(state["noise_rng"])
-        else:
-            self.noise_rng.manual_seed(self.config.seed + 1000 * rank + len(history))
-        return list(history)
-
-
-# ── Several processes: torchrun --nproc_per_node=N train.py ──
-
-
-def processes() -> tuple[int, int]:
-    """The number of this process and how many train together: (0, 1) without torchrun."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def all_reduce(sums: Tensor) -> Tensor:
-    """The sum over the processes that train together."""
-    if processes()[1] == 1:
-        return sums
-    total = sums.to(get_device(), copy=True)  # NCCL adds on GPUs only
-    torch.distributed.all_reduce(total)
-    return total.to(sums.device)
 
 
 # ── Evaluation ──

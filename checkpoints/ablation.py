@@ -1,10 +1,12 @@
-"""Train and measure every mend of the plain VAE, alone and together, on CIFAR-10: the ablation table of README.md.
+"""Train and measure every change to the plain VAE, alone and together, on CIFAR-10.
 
-    python checkpoints/ablation.py              what is missing is trained: hours on a CPU, minutes on a GPU
+    python checkpoints/ablation.py              what is missing is trained: hours on a CPU
     python checkpoints/ablation.py --seeds 0 --only "calibrated σ" best
 
-Finished runs in runs/ are found again, so it can be stopped and started at will. Writes checkpoints/ablation.json.
+Finished runs in runs/ are used again, so it can be stopped and started at will. Writes
+checkpoints/ablation.json, the source of a table in docs/results.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +17,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from torch import Tensor  # noqa: E402
+
 import vae_helpers as vae  # noqa: E402
+from support import metrics, runs  # noqa: E402
+from support.datasets import env_flag  # noqa: E402
 
 ALONE = {
     "calibrated σ": {"likelihood": "gaussian"},
@@ -25,47 +31,81 @@ ALONE = {
     "residual blocks": {"residual": 1},
     "KL warm-up, 3 epochs": {"kl_warmup": 3},
 }
-BEST = vae.PRESETS["best"]   # all of the above but the warm-up
-VARIANTS = {"the assignment's VAE": {}, **ALONE, "best": BEST, "best without residual blocks": {**BEST, "residual": 0}}
+BEST = vae.PRESETS["best"]  # all of the above but the warm-up
+VARIANTS = {
+    "the assignment's VAE": {},
+    **ALONE,
+    "best": BEST,
+    "best without residual blocks": {**BEST, "residual": 0},
+}
 
 
-def measure(model: vae.VAE, data: vae.ImageData, net: vae.FeatureNet, real) -> dict[str, float]:
-    """Test numbers of one model, units in the keys; ffd_* are Fréchet feature distances of as many images as there are test images."""
+def measure(run: runs.Run, data: vae.ImageData, net: metrics.FeatureNet, real: Tensor) -> dict:
+    """Test numbers of one run, units in the keys; ffd_* are Fréchet feature distances."""
     test = data.test.images
-    sets = vae.picture_sets(model, data, len(test))
-    tuned = vae.bits_per_dim(model, test, data.val.images[:1000])
-    return {**vae.evaluate(model, test), **vae.picture_metrics(sets["reconstructions"], test), "bits_per_dim": tuned["bits_per_dim"],
-            "parameters": vae.count_parameters(model),
-            **{f"ffd_{name}": vae.frechet_distance(real, vae.image_features(images, net)) for name, images in sets.items()}}
+    sets = metrics.picture_sets(run.model, data, len(test))
+    bits = metrics.bits_per_dim(run.model, test, data.val.images[:1000])
+    result = vae.evaluate(run.model, test)
+    result |= metrics.picture_metrics(sets["reconstructions"], test)
+    result["bits_per_dim"] = bits["bits_per_dim"]
+    result["parameters"] = vae.count_parameters(run.model)
+    for name, images in sets.items():
+        features = metrics.image_features(images, net)
+        result[f"ffd_{name}"] = metrics.frechet_distance(real, features)
+    return result | {key: run.record[key] for key in ("seconds", "hardware")}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=[0, 1, 2])
+    rows = "which rows (default all): " + "; ".join(VARIANTS)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(VARIANTS), help=rows)
+    args = parser.parse_args()
+    for name in set(args.only) - set(VARIANTS):
+        raise vae.VAEError(f"--only has no row {name}; the rows are: {'; '.join(VARIANTS)}.")
+    if env_flag("VAE_FAST") or os.environ.get("VAE_EPOCHS"):
+        raise vae.VAEError("The table is of full runs: unset VAE_FAST and VAE_EPOCHS.")
+    return args
+
+
+def earlier_results(path: Path, data: vae.ImageData) -> dict[str, dict]:
+    """What was measured before; refused when it was measured on something else."""
+    if not path.is_file():
+        return {}
+    before = json.loads(path.read_text())
+    same_settings = all(before["variants"][n] == VARIANTS.get(n) for n in before["results"])
+    if before["fingerprint"] != data.fingerprint or not same_settings:
+        raise vae.VAEError(
+            f"{path} was measured on other images or with other settings: move it away, and all "
+            "is measured again."
+        )
+    return before["results"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=[0, 1, 2], help="which seeds (default 0 1 2)")
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(VARIANTS), help="which rows (default all): " + "; ".join(VARIANTS))
-    args = parser.parse_args()
-    if unknown := set(args.only) - set(VARIANTS):
-        raise vae.VAEError(f"--only knows no {', '.join(sorted(unknown))}; the rows are: {'; '.join(VARIANTS)}.")
-    if vae.switched_on("VAE_FAST") or os.environ.get("VAE_EPOCHS"):
-        raise vae.VAEError("The table is of full runs: unset VAE_FAST and VAE_EPOCHS.")
-    data, net = vae.load_dataset("cifar10"), vae.load_feature_net()
+    args = arguments()
+    data, net = vae.load_dataset("cifar10"), metrics.load_feature_net()
     path = HERE / "ablation.json"
-    before = json.loads(path.read_text()) if path.is_file() else {"results": {}}
-    results = before["results"]
-    if results and (before["fingerprint"] != data.fingerprint or any(before["variants"][name] != VARIANTS.get(name) for name in results)):
-        raise vae.VAEError(f"{path} was measured on other images or with other settings: move it away, and all is measured again.")
-    real = vae.image_features(data.test.images, net)
-    for seed in args.seeds:   # all variants with one seed first: the picture is there early
+    results = earlier_results(path, data)
+    real = metrics.image_features(data.test.images, net)
+    for seed in args.seeds:  # all variants with one seed first: the picture is there early
         for name in args.only:
             if str(seed) in results.get(name, {}):
                 continue
-            run = vae.load_or_train(vae.config_for(data, **VARIANTS[name], seed=seed), data)
-            results.setdefault(name, {})[str(seed)] = measure(run.model, data, net, real) | {
-                "seconds": run.record["seconds"], "hardware": run.record["hardware"]}
-            vae.write_json(path, {"data": data.title, "fingerprint": data.fingerprint, "test_images": len(data.test.images),
-                                  "command": "python checkpoints/ablation.py",
-                                  "variants": VARIANTS, "results": results})
+            run = runs.load_or_train(vae.config_for(data, **VARIANTS[name], seed=seed), data)
+            results.setdefault(name, {})[str(seed)] = measure(run, data, net, real)
+            content = {
+                "data": data.title,
+                "fingerprint": data.fingerprint,
+                "test_images": len(data.test.images),
+                "command": "python checkpoints/ablation.py",
+                "variants": VARIANTS,
+                "results": results,
+            }
+            vae.write_json(path, content)
 
 
 if __name__ == "__main__":
-    vae.run_script(main)
+    runs.run_script(main)

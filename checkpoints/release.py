@@ -1,10 +1,15 @@
-"""Release the runs that the notebooks trained: runs/ → checkpoints/NAME/{model.safetensors, model.json, metrics.json}.
+"""Release the runs that the notebooks trained: runs/ → checkpoints/NAME/.
 
-Run by `make release`, after the notebooks with VAE_TRAIN=1. One seed of each model is released with its weights, in half
-precision; of the other seeds the record alone (config, history, test numbers), so that tables can show three seeds.
-With names (python checkpoints/release.py cifar10_best) only those are released again.
-metrics.json is what evaluate.py measures on the released weights, for the models that README.md compares.
+    python checkpoints/release.py                  everything
+    python checkpoints/release.py cifar10_best     only what is named
+    python checkpoints/release.py --measure        only metrics.json of the weights that are there
+
+Run by `make release`, after the notebooks with VAE_TRAIN=1. One seed of each model is released
+with its weights, in half precision; of the other seeds the record alone (config, history, test
+numbers), so that tables can show three seeds. metrics.json is what evaluate.py measures on the
+released weights, for the models that docs/results.md compares.
 """
+
 from __future__ import annotations
 
 import os
@@ -15,49 +20,72 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import evaluate  # noqa: E402
 import vae_helpers as vae  # noqa: E402
+from support import runs  # noqa: E402
 
 MEASURED = ("cifar10_conv", "cifar10_conv_sigma", "cifar10_best", "celeba_conv", "celeba_best")
+# As many parameters as the convolutional model, and three times as many.
+FC_WIDTHS = {"cifar10_fc": 172, "cifar10_fc3x": 491}
 
 
-def wanted(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, vae.Config]:
-    """Name → config of everything that is released: what the notebooks train, and the autoencoder of theory_answers.md."""
-    conv = vae.config_for(cifar)
-    parameters = vae.count_parameters(vae.build_model(conv))
-    widths = {"fc": vae.fc_width_for(conv, parameters), "fc3x": vae.fc_width_for(conv, 3 * parameters)}
-    configs = {"cifar10_conv": {}, **{f"cifar10_{name}": {"arch": "fc", "width": w} for name, w in widths.items()}}
-    configs |= {f"{name}_seed{seed}": {**choices, "seed": seed} for name, choices in configs.items() for seed in (1, 2)}
-    configs |= {"cifar10_conv_sigma": {"likelihood": "gaussian"}, "cifar10_best": vae.PRESETS["best"]}
-    configs |= {f"cifar10_conv_beta{beta:g}": {"beta": beta} for beta in (0.0, 0.1, 4.0)}
-    configs["cifar10_fc_ae"] = {**configs["cifar10_fc"], "model": "ae"}
-    return {name: vae.config_for(cifar, **choices) for name, choices in configs.items()} | {
-        "celeba_conv": vae.config_for(faces, likelihood="squared_error", epochs=25),
-        "celeba_best": vae.config_for(faces, **vae.PRESETS["best"], epochs=15)}
+def cifar_choices() -> dict[str, dict]:
+    """Name → settings of what Task 1 and Task 2 train, and of theory_answers.md's autoencoder."""
+    choices = {"cifar10_conv": {}}
+    for name, width in FC_WIDTHS.items():
+        choices[name] = {"arch": "fc", "width": width}
+    for name, settings in list(choices.items()):
+        for seed in (1, 2):
+            choices[f"{name}_seed{seed}"] = {**settings, "seed": seed}
+    for beta in (0.0, 0.1, 4.0):
+        choices[f"cifar10_conv_beta{beta:g}"] = {"beta": beta}
+    choices["cifar10_conv_sigma"] = {"likelihood": "gaussian"}
+    choices["cifar10_best"] = vae.PRESETS["best"]
+    choices["cifar10_fc_ae"] = {**choices["cifar10_fc"], "model": "ae"}
+    return choices
+
+
+def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, vae.Config]:
+    """Name → config of everything that is released."""
+    configs = {n: vae.config_for(cifar, **settings) for n, settings in cifar_choices().items()}
+    configs["celeba_conv"] = vae.config_for(faces, likelihood="squared_error", epochs=25)
+    configs["celeba_best"] = vae.config_for(faces, **vae.PRESETS["best"], epochs=15)
+    return configs
+
+
+def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
+    """Write one folder: the weights and the record, of another seed than 0 the record alone."""
+    run = runs.load_or_train(config, data)
+    folder = HERE / name
+    if config.seed:
+        folder.mkdir(exist_ok=True)
+        vae.write_json(folder / "model.json", run.record)
+        return
+    vae.save_checkpoint(run.model, folder, run.record, half=True)
+    released, record = vae.load_checkpoint(folder)  # what a reader will load, measured as it is
+    record["test_half_precision"] = vae.evaluate(released, data.test.images)
+    vae.write_json(folder / "model.json", record)
+    change = record["test_half_precision"]["total_nats"] - record["test"]["total_nats"]
+    print(f"{name}: half precision changes the total by {change:+.4f} nats")
+
+
+def measure(name: str) -> None:
+    """Write metrics.json of released weights."""
+    vae.write_json(HERE / name / "metrics.json", evaluate.main(["--run", f"checkpoints/{name}"]))
 
 
 def main() -> None:
-    os.chdir(HERE.parent)   # so that metrics.json quotes the command as README.md does
+    os.chdir(HERE.parent)  # so that metrics.json quotes the command as docs/results.md does
+    only_measure = "--measure" in sys.argv
+    names = [name for name in sys.argv[1:] if name != "--measure"]
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
-    everything = wanted(cifar, faces)
-    if unknown := set(sys.argv[1:]) - set(everything):
-        raise vae.VAEError(f"There is no release named {', '.join(sorted(unknown))}: choose from {', '.join(everything)}.")
-    for name in sys.argv[1:] or everything:
-        config = everything[name]
-        data = faces if config.dataset == "celeba" else cifar
-        run = vae.load_or_train(config, data)
-        folder = HERE / name
-        if config.seed:
-            folder.mkdir(exist_ok=True)
-            vae.write_record(folder, config, run.record)
-            continue
-        vae.save_checkpoint(run.model, folder, run.record, half=True)
-        released, record = vae.load_checkpoint(folder)   # what a reader will load, measured as it is
-        record["test_half_precision"] = vae.evaluate(released, data.test.images)
-        vae.write_record(folder, config, record)
+    configs = released_configs(cifar, faces)
+    for name in set(names) - set(configs):
+        raise vae.VAEError(f"Nothing is released as {name}: choose from {', '.join(configs)}.")
+    for name in names or configs:
+        if not only_measure:
+            release(name, configs[name], faces if name.startswith("celeba") else cifar)
         if name in MEASURED:
-            vae.write_json(folder / "metrics.json", evaluate.main(["--run", f"checkpoints/{name}"]))
-        change = record["test_half_precision"]["total_nats"] - record["test"]["total_nats"]
-        print(f"{name}: {(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB; half precision changes the total by {change:+.4f} nats")
+            measure(name)
 
 
 if __name__ == "__main__":
-    vae.run_script(main)
+    runs.run_script(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import sys
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import torch
 import vae_helpers as vae
 from support import family, vector_quantised  # noqa: F401  so that all models are known
 from support.datasets import env_flag, write_atomically
+from support.hardware import hardware, precision_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints"
@@ -38,21 +38,6 @@ class Run(NamedTuple):
 def runs_root() -> Path:
     """Where runs are kept: $VAE_RUNS, else runs/ in the project."""
     return Path(os.environ.get("VAE_RUNS") or ROOT / "runs")
-
-
-def hardware() -> str:
-    """The device that trains, in words, for the record."""
-    device = vae.get_device()
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-    suffix = ", MPS" if device.type == "mps" else ""
-    return f"{name}, {torch.get_num_threads()} threads{suffix}"
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -145,11 +130,6 @@ def first_record(config: vae.Config, data: vae.ImageData, model: vae.VAE) -> dic
     if model.conditional:
         record["data"]["conditions"] = list(family.condition_names(data))
     return record
-
-
-def precision_name() -> str:
-    """float32 or bfloat16: what a training here multiplies in."""
-    return str(vae.precision(vae.get_device())).removeprefix("torch.")
 
 
 def how_to_go_on(folder: Path) -> str:

@@ -26,8 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -37,7 +37,7 @@ for name in ("VAE_FAST", "VAE_EPOCHS", "VAE_TRAIN"):
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401   (every optimiser imports it: here once, not in every child)
+import torch._dynamo  # noqa: E402   (every optimiser imports it: here once, not in every child)
 from PIL import Image  # noqa: E402
 
 import train  # noqa: E402

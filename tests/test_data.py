@@ -15,7 +15,22 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from conftest import LAYOUTS, SPLITS, all_images, all_numbers, colour_of, damaged, labels_follow, number_in, numbers, paint, same, sizes, tree, zip_folder
+from conftest import (
+    LAYOUTS,
+    SPLITS,
+    all_images,
+    all_numbers,
+    colour_of,
+    damaged,
+    labels_follow,
+    number_in,
+    numbers,
+    paint,
+    same,
+    sizes,
+    tree,
+    zip_folder,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

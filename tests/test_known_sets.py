@@ -21,11 +21,23 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, SPLITS, all_images, all_numbers, damaged, labels_follow, numbers, paint, same, sizes, tree, zip_folder
+from conftest import (
+    REAL_DATA,
+    SPLITS,
+    all_images,
+    all_numbers,
+    damaged,
+    labels_follow,
+    numbers,
+    paint,
+    same,
+    sizes,
+    tree,
+    zip_folder,
+)
 from PIL import Image
 
 import vae_helpers as vae
-
 
 # ── torchvision's data sets ─────────────────────────────────────────────────────────────────────
 

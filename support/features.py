@@ -1,0 +1,140 @@
+"""Features of images, and the Fréchet distance of two sets of them.
+
+FeatureNet is our own small network; Inception is the one of the FID, for those who have it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import vae_helpers as vae
+from support.datasets import digest, first_line, import_torchvision
+
+RELEASED = Path(__file__).resolve().parent.parent / "checkpoints/features/features.safetensors"
+
+
+def torchmetrics_package():
+    """torchmetrics, with the parts that are used here."""
+    # torchmetrics imports torchvision, which needs help on some machines, and takes a second.
+    import_torchvision()
+    import torchmetrics.functional.image
+    import torchmetrics.image.fid
+
+    return torchmetrics
+
+
+class FeatureNet(nn.Module):
+    """A small classifier whose inner activations tell images apart.
+
+    Four 3x3 convolutions. The features of an image are the mean activations of all four, from
+    edges and texture to classes (the last layer alone is nearly blind to blur), each divided by
+    its standard deviation over real training images (scale). It was trained on CIFAR-10 by
+    `python checkpoints/features.py` and takes images of any size.
+    """
+
+    WIDTHS = (16, 64, 128, 256)
+
+    def __init__(self, classes: int = 10):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        channels = 3
+        for width in self.WIDTHS:
+            stride = 1 if channels == 3 else 2
+            self.stages.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                )
+            )
+            channels = width
+        self.head = nn.Linear(channels, classes)
+        self.register_buffer("scale", torch.ones(sum(self.WIDTHS)))
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """Mean over the positions of each stage: (N, 1 or 3, H, W) in [0, 1] → 4 times (N, W)."""
+        h = x.expand(-1, 3, -1, -1) * 4 - 2
+        means = []
+        for stage in self.stages:
+            h = stage(h)
+            means.append(h.mean((2, 3)))
+        return means
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits (N, 10)."""
+        return self.head(self.activations(x)[-1])
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) in [0, 1] → (N, 464), in standard deviations of real images."""
+        return torch.cat(self.activations(x), dim=1) / self.scale
+
+
+def load_feature_net() -> FeatureNet:
+    """The released FeatureNet on get_device(). Raises CheckpointError if missing or damaged."""
+    try:
+        weights = safetensors.torch.load_file(RELEASED)
+        record = json.loads(RELEASED.with_suffix(".json").read_text())
+        if digest(weights) != record["weights_sha256"]:
+            raise ValueError("its checksum is not the one in features.json")
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise vae.CheckpointError(
+            f"{RELEASED} is missing or damaged ({first_line(error)}): copy it again, or make it "
+            "with python checkpoints/features.py."
+        ) from None
+    net = FeatureNet()
+    net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    net.eval().requires_grad_(False)
+    return net.to(vae.get_device(), memory_format=torch.channels_last)
+
+
+class Inception(nn.Module):
+    """The network of the FID (Heusel et al. 2017) from the package torch-fidelity.
+
+    weights is a file; without one torch-fidelity downloads its own (91 MB). Raises VAEError when
+    the package or the weights cannot be had.
+    """
+
+    def __init__(self, weights: str | None = None):
+        super().__init__()
+        network = torchmetrics_package().image.fid.NoTrainInceptionV3
+        try:
+            self.net = network("inception-v3-compat", ["2048"], weights).to(vae.get_device())
+        # The package, the network or the file may be at fault, each with errors of its own kind.
+        except Exception as error:
+            raise vae.VAEError(
+                "FID needs the package torch-fidelity (pip install torch-fidelity) and its "
+                f"Inception weights, downloaded or from your file ({first_line(error)}): without "
+                "them use the Fréchet feature distance."
+            ) from None
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) in [0, 1] → (N, 2048)."""
+        return self.net((x.expand(-1, 3, -1, -1) * 255).round().byte())
+
+
+@torch.no_grad()
+def image_features(images: Tensor, net: FeatureNet | Inception) -> Tensor:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU."""
+    device = next(net.parameters()).device
+    parts = [net.features(vae.as_unit(some.to(device))).cpu() for some in images.split(500)]
+    return torch.cat(parts)
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Fréchet distance of the Gaussians fitted to features (N, F) and (M, F), by torchmetrics.
+
+    With Inception's features it is the FID (Heusel et al. 2017), with FeatureNet's we call it
+    Fréchet feature distance: never compare the two. It falls with N, so compare only distances
+    from equally many images, and with that of real images to real images.
+    """
+    identity = nn.Identity()
+    identity.num_features = real.shape[1]
+    metric = torchmetrics_package().image.fid.FrechetInceptionDistance(feature=identity)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return metric.compute().item()

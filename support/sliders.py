@@ -1,0 +1,415 @@
+"""Sliders over models: the ipywidgets explorers that stand in the last cells of the notebooks.
+
+Each explorer is a draw function (values of its controls → rows of images and a sentence with what
+was measured), its controls, and an `Explorer`, which shows both and draws whenever a control moves.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import ipywidgets
+import torch
+from IPython import get_ipython
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+import vae_helpers as vae
+from vae_helpers import VAE, ImageData, VAEError
+
+Rows = dict[str, Tensor]  # caption → images (n, C, H, W)
+
+# Descriptions of controls are as wide as their text, so that none is cut.
+STYLE = {"style": {"description_width": "initial"}, "layout": {"width": "340px"}}
+number_box = partial(ipywidgets.BoundedIntText, **STYLE)
+whole_slider = partial(ipywidgets.IntSlider, **STYLE)
+slider = partial(ipywidgets.FloatSlider, step=0.1, readout_format=".1f", **STYLE)
+range_slider = partial(ipywidgets.FloatRangeSlider, step=0.1, readout_format=".1f", **STYLE)
+choice = partial(ipywidgets.ToggleButtons, style={"button_width": "auto"}, layout={"width": "auto"})
+
+
+# ── The picture ───────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=100)  # most lines stay while a slider moves, and writing one is slow
+def draw_text(text: str, width: int) -> Image.Image:
+    """A text in as many lines of at most `width` pixels as it needs, 18 pixels high, black on white."""
+    # Unlike Pillow's own font, this one has β, ‖ and →.
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width - 4 or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    picture = Image.new("RGB", (width, 18 * len(lines)), "white")
+    for number, line in enumerate(lines, 1):
+        ImageDraw.Draw(picture).text((2, 18 * number), line, "black", font, anchor="lb")
+    return picture
+
+
+def draw_sheet(title: str, rows: Rows, sentence: str, width: int = 720) -> Image.Image:
+    """A title, rows of images under their captions, and a sentence; black on white in any theme.
+
+    Pillow draws it in milliseconds, Matplotlib would take a tenth of a second. Pixels are enlarged
+    by whole numbers, so that every row comes close to `width`.
+    """
+    pictures = []
+    for images in rows.values():
+        picture = Image.fromarray(vae.image_grid(images))
+        factor = max(1, round(width / picture.width))
+        pictures.append(ImageOps.scale(picture, factor, Image.Resampling.NEAREST))
+    width = max(width, *(picture.width for picture in pictures))
+
+    parts = [draw_text(title, width)]
+    for caption, picture in zip(rows, pictures):
+        parts += [draw_text(caption, width), picture]
+    parts.append(draw_text(sentence, width))
+
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts) + 8), "white")
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    return sheet
+
+
+# ── The explorer ──────────────────────────────────────────────────────────────────────────────
+
+
+def has_widgets() -> bool:
+    """Whether somebody can move a slider.
+
+    In a script nobody can. Neither can anybody where nbconvert, papermill or nbval sent the cell:
+    their requests say that input() has nobody to ask, and a widget would be dead text in the
+    notebook that they store.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        return False
+    request = kernel.get_parent("shell").get("content", {})
+    return "google.colab" in sys.modules or request.get("allow_stdin", False)
+
+
+def set_controls(controls: dict[str, ipywidgets.Widget], **values) -> None:
+    """Set several controls; the explorer hears of it when all are set, and draws once."""
+    with contextlib.ExitStack() as held:
+        for name, value in values.items():
+            held.enter_context(controls[name].hold_trait_notifications())
+            controls[name].value = value
+
+
+def button(text: str, action: Callable[[], None]) -> ipywidgets.Button:
+    """A button that calls `action` without arguments."""
+    result = ipywidgets.Button(description=text, layout={"width": "auto"})
+    result.on_click(lambda _: action())
+    return result
+
+
+class Explorer:
+    """Controls above one picture, which is redrawn in place. As a cell's last line it shows itself.
+
+    title     ends with the name of the data that is shown
+    draw      one argument per control → rows of images as `draw_sheet` takes them, and a sentence
+    controls  argument of draw → the ipywidgets control that sets it. A slider has to start on one
+              of its steps: a browser would move it to one.
+    buttons   and other widgets that set controls
+
+    Where nobody can move a slider (see `has_widgets`; also on GitHub and in a PDF) it is the first
+    picture and its sentence. It runs on ipywidgets 8 and on 7.7, which is Colab's.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        draw: Callable[..., tuple[Rows, str]],
+        controls: dict[str, ipywidgets.Widget],
+        buttons: Sequence[ipywidgets.Widget] = (),
+    ):
+        self.title = title
+        self.draw = draw
+        self.controls = controls
+        self.values = None
+        fit = {"max_width": "100%", "align_self": "flex-start"}
+        self.screen = ipywidgets.Image(format="jpeg", layout=fit)
+        # Drawn first without interactive_output, which would hide an error from the caller.
+        self.redraw(**{name: control.value for name, control in controls.items()})
+        # Later errors appear below the picture.
+        errors = ipywidgets.interactive_output(self.redraw, controls)
+
+        grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, 350px)"}
+        controls_box = ipywidgets.Box(list(controls.values()), layout=grid)
+        buttons_box = ipywidgets.Box(list(buttons), layout={"flex_flow": "row wrap"})
+        self.box = ipywidgets.VBox([controls_box, buttons_box, self.screen, errors])
+
+    def redraw(self, **values) -> None:
+        """Draw for these values. If draw refuses them, the last picture stays above the reason."""
+        if values == self.values:  # one control has set another, and both are drawn already
+            return
+        try:
+            self.rows, self.sentence = self.draw(**values)
+        except VAEError as error:
+            if self.values is None:
+                raise
+            self.sentence = str(error)
+        self.values = values
+        self.image = draw_sheet(self.title, self.rows, self.sentence)
+        # JPEG takes a fifth of the time of PNG, and this one shows no difference.
+        self.screen.value = self._encode("JPEG", quality=95, subsampling=0)
+
+    def _encode(self, kind: str, **options) -> bytes:
+        file = io.BytesIO()
+        self.image.save(file, kind, **options)
+        return file.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        bundle = {
+            "image/png": base64.b64encode(self._encode("PNG")).decode(),
+            "text/plain": f"{self.title}\n{self.sentence}",
+        }
+        if has_widgets():
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+            bundle["application/vnd.jupyter.widget-view+json"] = view
+        return bundle
+
+
+# ── The four explorers ────────────────────────────────────────────────────────────────────────
+
+
+def explore_interpolation(
+    model: VAE, data: ImageData, first: int = 0, second: int = 1, steps: int = 10
+) -> Explorer:
+    """Task 2: one test image turns into another, through latent space and as a pixel cross-fade.
+
+    `first` and `second` are numbers of test images, `steps` is the length of the strips. Raises
+    VAEError for a conditional or discrete model.
+    """
+    _need_continuous_codes(model)
+    images, labels = data.test.images, data.class_labels(data.test)
+
+    def name(number):
+        class_name = f" ({data.class_names[labels[number]]})" if data.class_names else ""
+        return f"test image {number}{class_name}"
+
+    def draw(a, b, steps, position, method):
+        t = torch.tensor(position / 100)
+        x = vae.as_unit(images[[a, b]])
+        mu, _ = vae.encode_images(model, x)
+        z = vae.METHODS[method](mu[:1], mu[1:], t)
+        decoded = vae.decode_images(model, z)
+        fade = torch.lerp(x[:1], x[1:], t)
+        four = torch.cat([x[:1], decoded, fade, x[1:]])
+        rows = {
+            f"A · decoded at t = {t:.2f} · pixel cross-fade · B": four,
+            f"through the latent space, {method}": vae.interpolate_images(model, *x, steps, method),
+            "pixel cross-fade": vae.cross_fade(*x, steps),
+        }
+        return rows, (
+            f"A is {name(a)}, B is {name(b)}. At t = {t:.2f}: ‖z‖ = {z.norm():.2f}, contrast "
+            f"{vae.contrast(decoded).item():.3f}, "
+            f"of the cross-fade {vae.contrast(fade).item():.3f}."
+        )
+
+    controls = {
+        "a": number_box(first, max=len(images) - 1, description="test image A"),
+        "b": number_box(second, max=len(images) - 1, description="test image B"),
+        "steps": whole_slider(steps, 2, 20, description="steps"),
+        "position": whole_slider(50, 0, 100, description="position t (%)"),
+        "method": choice(options=list(vae.METHODS)),
+    }
+    play = ipywidgets.Play(value=50, min=0, max=100, step=2, interval=80)  # ms
+    # One way: linked both ways, the slider would send two messages at each move.
+    ipywidgets.jsdlink((play, "value"), (controls["position"], "value"))
+    generator = torch.Generator().manual_seed(0)
+
+    def random_pair():
+        a, b = torch.randint(len(images), (2,), generator=generator).tolist()
+        set_controls(controls, a=a, b=b)
+
+    title = f"From one test image to another: {data.title}"
+    return Explorer(title, draw, controls, [play, button("random pair", random_pair)])
+
+
+def explore_models(
+    models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE], n: int = 8
+) -> Explorer:
+    """Task 1: the same n test images, or the same n draws of N(0, I), through several models.
+
+    The last row is of one of the models `by_beta`, as {"β = 0.1": model}, chosen by a slider.
+    Raises VAEError for a conditional or discrete model.
+    """
+    _need_continuous_codes(*models.values(), *by_beta.values())
+
+    def draw(source, page, beta):
+        chosen = models | {f"{beta} (slider)": by_beta[beta]}
+        if source == "test images":
+            first = page * n
+            x = vae.as_unit(data.test.images[first : first + n])
+            rows = {name: _reconstruct(model, x) for name, model in chosen.items()}
+            errors = [f"{name} {_mse(x_hat, x):.4f}" for name, x_hat in rows.items()]
+            rows = {f"test images {first} to {first + len(x) - 1}": x} | rows
+            return rows, f"MSE of these: {', '.join(errors)}."
+        rows = {name: vae.sample_images(model, n, seed=page) for name, model in chosen.items()}
+        contrasts = [f"{name} {vae.contrast(x_hat).mean():.3f}" for name, x_hat in rows.items()]
+        return rows, f"Seed {page}. Contrast: {', '.join(contrasts)}."
+
+    last_page = (len(data.test.images) - 1) // n
+    betas = list(by_beta)
+    controls = {
+        "source": choice(options=["test images", "draws of N(0, I)"]),
+        "page": whole_slider(0, 0, last_page, description="which (page, or seed)"),
+        "beta": ipywidgets.SelectionSlider(
+            options=betas, value=betas[-1], description="β of the last row", **STYLE
+        ),
+    }
+    return Explorer(f"The same through several models: {data.title}", draw, controls)
+
+
+def explore_region(
+    model: VAE, data: ImageData, n: int = 6, z_range: tuple[float, float] = (-2.0, 2.0)
+) -> Explorer:
+    """Task 3: n pictures from a box, a shell or a tempered prior (see `vae.sample_latents`).
+
+    Their mean ‖z‖, contrast and self-reconstruction MSE (how well the model recognises its own
+    pictures) are shown beside those of 100 test images. Raises VAEError for a conditional or
+    discrete model.
+    """
+    _need_continuous_codes(model)
+
+    def quality(z, images):
+        again = _reconstruct(model, images)
+        return (
+            f"‖z‖ {z.norm(dim=1).mean():.1f}, contrast {vae.contrast(images).mean():.3f}, "
+            f"self-reconstruction MSE {_mse(again, images):.4f}"
+        )
+
+    test_images = data.test.images[:100]
+    reconstructed = _reconstruct(model, test_images)
+    reference = quality(vae.sample_codes(model, test_images), reconstructed)
+
+    def draw(region, seed, **values):
+        z = vae.sample_latents(n, model.latent_size, seed=seed, **{region: values[region]})
+        images = vae.decode_images(model, z)
+        rows = {
+            f"{region} = {values[region]}, seed {seed}": images,
+            "for comparison: test images, reconstructed": reconstructed[:n],
+        }
+        return (
+            rows,
+            f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {reference}.",
+        )
+
+    options = [("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")]
+    region = choice(options=options)
+    shell = round(math.sqrt(model.latent_size), 1)  # ‖z‖ of most draws of N(0, I)
+    places = {
+        "z_range": range_slider(value=z_range, min=-6, max=6, description="z_range"),
+        "radius": slider(shell, min=0, max=40, description="radius"),
+        "temperature": slider(1.0, min=0, max=3, description="temperature"),
+    }
+    seed = number_box(0, max=2**31 - 1, description="seed")
+
+    def choose_region(name, change):
+        region.value = name
+
+    for name, place in places.items():  # moving a slider chooses its region
+        place.observe(partial(choose_region, name), "value")
+
+    def draw_again():
+        seed.value += 1
+
+    controls = {"region": region} | places | {"seed": seed}
+    title = f"Decoded from a region of the latent space: {data.title}"
+    return Explorer(title, draw, controls, [button("draw again", draw_again)])
+
+
+def explore_dimensions(
+    model: VAE, data: ImageData, directions: dict[str, Tensor] | None = None, image: int = 0
+) -> Explorer:
+    """Task 3: one code, moved along the ten dimensions with the largest KL and along directions.
+
+    `directions` are name → (D,), as `vae.attribute_direction` gives them; `image` is the number of
+    the test image whose code is the start. Raises VAEError for a conditional or discrete model.
+    """
+    _need_continuous_codes(model)
+    posterior = vae.aggregate_posterior(model, data.test.images[:500])
+    norms = posterior.mu.norm(dim=1)
+    kl = posterior.kl_nats
+    importance = kl if kl.any() else posterior.std  # codes of an autoencoder have no KL
+    dims = importance.argsort(descending=True)[:10].tolist()
+    axes = torch.eye(model.latent_size)
+    moves = {f"dimension {dim} ({kl[dim]:.1f} nats)": axes[dim] for dim in dims}
+    moves |= {name.replace("_", " "): move for name, move in (directions or {}).items()}
+
+    @lru_cache(maxsize=1)  # the start stays while the sliders move
+    def begin(start, number):
+        if start == "test face":
+            x = vae.as_unit(data.test.images[number : number + 1])
+            z, _ = vae.encode_images(model, x)
+            images = torch.cat([x, vae.decode_images(model, z)])
+            rows = {f"test image {number} · reconstruction · now": images}
+        else:
+            z = vae.sample_latents(1, model.latent_size, seed=number)
+            rows = {f"draw {number} of N(0, I) · now": vae.decode_images(model, z)}
+        names = ", ".join(map(str, dims))
+        for by in (-3, 3):
+            ends = vae.decode_images(model, z + by * axes[dims])
+            rows[f"the start, but dimension {names} moved by {by:+d}"] = ends
+        return z, rows
+
+    def draw(start, number, **amounts):
+        z_start, rows = begin(start, number)
+        z = z_start + sum(amounts[name] * move for name, move in moves.items())
+        now = vae.decode_images(model, z)
+        first = next(iter(rows))
+        rows = rows | {first: torch.cat([rows[first], now])}
+        moved = [f"{name} {amount:+.1f}" for name, amount in amounts.items() if amount]
+        return rows, (
+            f"Moved: {', '.join(moved) or 'nothing'}. Now ‖z‖ = {z.norm():.2f}, "
+            f"{(z - z_start).norm():.2f} from the start, contrast {vae.contrast(now).item():.3f}. "
+            f"Means of test images: ‖μ‖ = {norms.mean():.2f} ± {norms.std():.2f}."
+        )
+
+    last = len(data.test.images) - 1
+    controls = {
+        "start": choice(options=["test face", "random face"]),
+        "number": number_box(image, max=last, description="its number"),
+    }
+    for name in moves:
+        controls[name] = slider(0, min=-6, max=6, description=name)
+
+    def reset():
+        set_controls(controls, **dict.fromkeys(moves, 0.0))
+
+    title = f"One code, dimension by dimension: {data.title}"
+    return Explorer(title, draw, controls, [button("reset", reset)])
+
+
+def _mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error on [0, 1], over images and pixels."""
+    return (a - b).square().mean()
+
+
+def _reconstruct(model: VAE, images: Tensor) -> Tensor:
+    """The decoded means of some images, (n, C, H, W) in [0, 1]."""
+    mu, _ = vae.encode_images(model, images)
+    return vae.decode_images(model, mu)
+
+
+def _need_continuous_codes(*models: VAE) -> None:
+    """Raise VAEError for models whose z cannot be moved, or does not decode by itself."""
+    for model in models:
+        if model.conditional or model.discrete:
+            raise VAEError(
+                f"Model {model.config.model} has no codes to move through that decode by "
+                f"themselves, as the explorers need: take another model."
+            )

@@ -1,0 +1,281 @@
+"""Measures against closed forms, scipy, and a model whose likelihood is known exactly."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.ndimage
+import torch
+from conftest import SMALL
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import MultivariateNormal, kl_divergence
+
+import vae_helpers as vae
+from support import metrics
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ── IWAE, on a model with a known likelihood: x = 0.5 + W z + sigma * noise ─────────────────────
+
+SIGMA = 0.05
+# Orthogonal columns, so that the covariance of p(z|x) is diagonal.
+W = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [1, 1]]) * torch.tensor([0.05, 0.02])
+X = (0.5 + randn(6, 2) @ W.T + SIGMA * randn(6, 4, seed=1)).reshape(6, 1, 2, 2)
+COVARIANCE = (W @ W.T + SIGMA**2 * torch.eye(4)).double()
+DENSITY = MultivariateNormal(torch.full((4,), 0.5).double(), COVARIANCE)
+EXACT = -DENSITY.log_prob(X.flatten(1).double())
+
+
+def posterior(x):
+    """Mean and variance of p(z|x)."""
+    variance = 1 / (1 + W.square().sum(0) / SIGMA**2)
+    return (x.flatten(1) - 0.5) @ W / SIGMA**2 * variance, variance
+
+
+def linear_model(exact):
+    """Its q(z|x) is the exact posterior, or one that is shifted and too wide."""
+
+    def encode(x, condition=None):
+        mu, variance = posterior(x)
+        logvar = variance.log().expand_as(mu)
+        if exact:
+            return mu, logvar
+        return mu + torch.tensor([0.4, -0.6]), logvar + torch.tensor([0.5, 0.0])
+
+    def decode_raw(z, condition=None):
+        return torch.logit(0.5 + z @ W.T).reshape(-1, 1, 2, 2)
+
+    choices = {"image_size": 2, "channels": 1, "latent_dim": 2, "width": 1, "depth": 1}
+    model = vae.build_model(vae.Config(**choices, likelihood="gaussian"))
+    model.encode, model.decode_raw = encode, decode_raw
+    model.sigma.fill_(SIGMA)
+    return model
+
+
+@pytest.mark.parametrize("k", [1, 7, 2000])
+def test_with_the_exact_posterior_every_k_gives_the_exact_likelihood(k):
+    bound = metrics.iwae_nats(linear_model(exact=True), X, k)
+    torch.testing.assert_close(bound, EXACT, rtol=0, atol=2e-3)
+
+
+def test_with_one_sample_the_bound_is_the_negative_elbo():
+    """-log p(x) + KL(q || posterior) in closed form; the training loss has the same mean."""
+    model = linear_model(exact=False)
+    mu, logvar = model.encode(X)
+    mean, variance = posterior(X)
+    q = MultivariateNormal(mu, torch.diag_embed(logvar.exp()))
+    p = MultivariateNormal(mean, torch.diag(variance))
+    elbo = (EXACT + kl_divergence(q, p).double())[3].item()
+    images = X[3:4].repeat(1000, 1, 1, 1)
+    for nats in (metrics.iwae_nats(model, images, 1), sum(vae.image_losses(model, images))):
+        tolerance = 4 * nats.std().item() / math.sqrt(1000)
+        assert nats.mean().item() == pytest.approx(elbo, abs=tolerance)
+
+
+def test_the_bound_falls_with_k_towards_the_likelihood_on_average():
+    model = linear_model(exact=False)
+    gaps = []
+    for k in (1, 2, 8, 64):
+        bounds = metrics.iwae_nats(model, X.repeat(100, 1, 1, 1), k, batch_size=48)
+        gaps.append((bounds - EXACT.repeat(100)).mean().item())
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.3
+    assert 0 < gaps[-1] < 0.05
+
+
+def test_an_autoencoder_has_no_likelihood(shapes):
+    model = vae.build_model(vae.config_for(shapes, **SMALL, model="ae"))
+    images = shapes.test.images[:2]
+    with pytest.raises(vae.VAEError, match=r"is a point.* measure a"):
+        metrics.iwae_nats(model, images, 2)
+    with pytest.raises(vae.VAEError, match=r"is a point.* measure a"):
+        metrics.bits_per_dim(model, images, images)
+
+
+# ── Bits per dimension ──────────────────────────────────────────────────────────────────────────
+
+
+@given(mean=st.floats(0, 1), scale=st.floats(0.05, 60))
+def test_the_probabilities_of_all_256_levels_sum_to_1(mean, scale):
+    levels = torch.arange(256).byte().reshape(256, 1, 1, 1)
+    nats = metrics.discretised_logistic_nats(torch.full((256, 1, 1, 1), mean), levels, scale)
+    assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_bits_per_dim_by_hand_with_the_best_scale_for_the_tuning_images(model, shapes):
+    def nats(images, scale):
+        mu, logvar = vae.encode_images(model, images)
+        z = vae.reparameterize(mu, logvar, torch.Generator().manual_seed(3))
+        x_hat = vae.decode_images(model, z)
+        return metrics.discretised_logistic_nats(x_hat, images, scale), vae.kl_nats(mu, logvar)
+
+    test, val = shapes.test.images, shapes.val.images
+    result = metrics.bits_per_dim(model, test, val, seed=3)
+    scale = result["logistic_scale_grey_levels"]
+    best = nats(val, scale)[0].mean()
+    assert all(nats(val, factor * scale)[0].mean() > best for factor in (0.1, 0.95, 1.05, 10))
+    bits = sum(nats(test, scale)) / (3 * 32 * 32 * math.log(2))
+    assert result["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-5)
+    assert result["bits_per_dim_se"] == pytest.approx(bits.std().item() / math.sqrt(48), rel=1e-4)
+
+
+def test_pixels_of_a_known_distribution_cost_its_entropy():
+    """A model that knows nothing but the mean, on rounded logistic noise; its code is free."""
+    model = vae.build_model(vae.Config(image_size=8, channels=1, latent_dim=2, width=2, depth=1))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    images = (127.5 + 9 * torch.logit(rand(1500, 1, 8, 8).double())).round().clamp(0, 255).byte()
+    edges = torch.sigmoid((torch.arange(257) - 0.5 - 127.5).double() / 9)
+    entropy = torch.special.entr(edges.diff() / edges.diff().sum()).sum().item() / math.log(2)
+    result = metrics.bits_per_dim(model, images[:1100], images[1100:])
+    assert result["logistic_scale_grey_levels"] == pytest.approx(9, rel=0.03)
+    assert result["bits_per_dim_se"] < 0.01
+    assert result["bits_per_dim"] == pytest.approx(entropy, abs=5 * result["bits_per_dim_se"])
+
+
+# ── Pictures ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_picture_metrics_equal_a_computation_by_hand():
+    """501 images, one more than a pass holds; SSIM as in Wang et al. 2004, sigma 1.5."""
+    x = (rand(501, 1, 8, 8) * 255).byte()
+    noise = torch.linspace(0.01, 0.3, 501).reshape(-1, 1, 1, 1) * randn(501, 1, 8, 8, seed=1)
+    x_hat = (x / 255 + noise).clamp(0, 1)
+    a, b = x_hat.double().numpy(), x.double().numpy() / 255
+
+    def blur(images):
+        return scipy.ndimage.gaussian_filter(images, (0, 0, 1.5, 1.5), truncate=3.5, mode="mirror")
+
+    def covariance(p, q):
+        return blur(p * q) - blur(p) * blur(q)
+
+    ssim = (2 * blur(a) * blur(b) + 0.01**2) * (2 * covariance(a, b) + 0.03**2)
+    ssim /= blur(a) ** 2 + blur(b) ** 2 + 0.01**2
+    ssim /= covariance(a, a) + covariance(b, b) + 0.03**2
+    mse = ((a - b) ** 2).mean((1, 2, 3))
+    psnr = -10 * np.log10(mse)
+    expected = {"mse": mse.mean(), "psnr_db": psnr.mean(), "ssim": ssim.mean()}
+    assert metrics.picture_metrics(x_hat, x) == pytest.approx(expected, rel=1e-4)
+
+
+# ── Fréchet distance and features ───────────────────────────────────────────────────────────────
+
+
+def test_frechet_distance_of_known_gaussians():
+    """|m1 - m2|^2 + sum (s1 - s2)^2 when both covariances are diagonal."""
+    real = torch.tensor([1.0, 0, 0]) + torch.tensor([1.0, 2, 0.5]) * randn(50_000, 3)
+    fake = torch.tensor([0.0, 0, 2]) + torch.tensor([3.0, 1, 0.5]) * randn(50_000, 3, seed=1)
+    assert metrics.frechet_distance(real, fake) == pytest.approx(5 + 4 + 1, rel=0.02)
+
+
+@pytest.mark.parametrize("n, features", [(300, 5), (30, 40)], ids=["full rank", "few images"])
+def test_frechet_distance_equals_one_with_scipys_matrix_root(n, features):
+    real = (randn(n, features) @ randn(features, features, seed=1)).double()
+    fake = (randn(n + 9, features, seed=2) @ randn(features, features, seed=3) + 1).double()
+    a, b = np.cov(real.numpy().T), np.cov(fake.numpy().T)
+    root_a = scipy.linalg.sqrtm(a)
+    root = scipy.linalg.sqrtm(root_a @ b @ root_a).real
+    expected = (real.mean(0) - fake.mean(0)).square().sum().item() + np.trace(a + b - 2 * root)
+    assert metrics.frechet_distance(real, fake) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_released_feature_net_takes_uint8_and_float_grey_and_colour_of_any_size(shapes):
+    net = metrics.load_feature_net()
+    images = shapes.train.images.repeat(3, 1, 1, 1)[:502]  # more than one pass
+    features = metrics.image_features(images, net)
+    assert features.shape == (502, 464)
+    torch.testing.assert_close(features[-3:], net.features(images[-3:] / 255), rtol=1e-3, atol=1e-3)
+    grey = rand(2, 1, 28, 28)
+    torch.testing.assert_close(net.features(grey), net.features(grey.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100, "other weights"], ids=repr)
+def test_a_missing_or_damaged_feature_net_is_refused_in_one_sentence(
+    tmp_path, monkeypatch, content
+):
+    path = tmp_path / "features.safetensors"
+    path.with_suffix(".json").write_text(json.dumps({"weights_sha256": "of the released ones"}))
+    if content == "other weights":
+        content = metrics.safetensors.torch.save(metrics.FeatureNet().state_dict())
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(metrics, "FEATURES", path)
+    with pytest.raises(
+        vae.CheckpointError, match=r"missing or damaged .*features\.py\.$"
+    ) as caught:
+        metrics.load_feature_net()
+    assert "\n" not in str(caught.value)
+
+
+# ── Codes: mixture and gap ──────────────────────────────────────────────────────────────────────
+
+
+def test_samples_have_the_moments_of_the_mixture_and_come_shuffled():
+    corners = torch.tensor([[4.0, 0, 0], [0, -4, 0], [0, 0, 4]])
+    codes = corners[torch.arange(3000) % 3] + 0.5 * randn(3000, 3)
+    mixture = metrics.fit_mixture(codes, 3, seed=1)
+    z = metrics.sample_mixture(mixture, 30_000, seed=2)
+    weights, means = mixture.weights_, mixture.means_
+    mean = weights @ means
+    second = np.tensordot(weights, mixture.covariances_, 1) + (weights * means.T) @ means
+    np.testing.assert_allclose(z.mean(0), mean, atol=0.06)
+    np.testing.assert_allclose(torch.cov(z.T), second - np.outer(mean, mean), atol=0.15)
+    first = mixture.predict(z[:300].double().numpy())
+    np.testing.assert_allclose(np.bincount(first, minlength=3) / 300, weights, atol=0.12)
+    assert torch.equal(metrics.sample_mixture(mixture, 30_000, seed=2), z)
+    assert not torch.equal(metrics.sample_mixture(mixture, 30_000, seed=3), z)
+
+
+def test_the_gap_to_the_prior_is_the_kl_of_the_fitted_gaussian():
+    z = randn(500, 3).double() @ randn(3, 3, seed=1).double() + torch.tensor([1.0, 0, -2])
+    gap = metrics.gaussian_gap(z)
+    fitted = MultivariateNormal(z.mean(0), torch.cov(z.T))
+    prior = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    assert gap["fit_kl_nats"] == pytest.approx(kl_divergence(fitted, prior).item())
+    assert gap["mean_norm"] == pytest.approx(z.mean(0).norm().item())
+    eigenvalues = np.linalg.eigvalsh(np.cov(z.T.numpy()))
+    assert [gap["variance_min"], gap["variance_max"]] == pytest.approx(eigenvalues[[0, 2]].tolist())
+
+
+# ── Paths ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(method=st.sampled_from(sorted(vae.METHODS)), n=st.integers(1, 20))
+def test_midpoints_lie_between_neighbours_and_later_between_codes_further_apart(method, n):
+    mu = randn(4, 3)
+    between = metrics.midpoints(mu, method, n)
+    assert between.shape == (n, 3)
+    for i, z in enumerate(between):
+        a, b = mu[i % 4], mu[(i + 1 + i // 4) % 4]
+        torch.testing.assert_close(z, vae.interpolate_latents(a, b, 3, method)[1])
+
+
+def test_the_path_length_of_a_linear_decoder_is_the_squared_stretch_of_the_line():
+    a, b, matrix = randn(5, 3), randn(5, 3, seed=1), randn(3, 7, seed=2)
+
+    def decode(z):
+        return z @ matrix
+
+    lengths = metrics.perceptual_path_length(decode, nn.Identity(), a, b, "linear")
+    torch.testing.assert_close(lengths, decode(b - a).square().sum(1), rtol=1e-2, atol=1e-3)
+
+
+def test_a_cross_fade_has_even_steps_and_a_jump_has_not():
+    a, b = rand(3, 8, 8), rand(3, 8, 8, seed=1)
+    fade = vae.cross_fade(a, b, 5)
+    torch.testing.assert_close(metrics.step_lengths(fade), (b - a).norm().div(4).expand(4))
+    assert metrics.step_unevenness(fade).item() == pytest.approx(0, abs=1e-4)
+    # One step of length 1 and three of 0: mean 1/4, standard deviation sqrt(3)/4.
+    jump = torch.stack([a, b, b, b, b])
+    assert metrics.step_unevenness(jump).item() == pytest.approx(math.sqrt(3))
