@@ -9,9 +9,9 @@ Read it from top to bottom; each section uses only what stands above it.
     Latent space   encode, interpolate, sample regions, traverse, attribute directions
     Plots          one function per figure, each returns the matplotlib Figure
 
-Images come from support/datasets.py, the optimiser with its averages from support/training_state.py.
-Other models, measures, sliders and run folders stand in support/, too, and import this module:
-nobody needs them to understand a VAE.
+Images come from support/datasets.py, the optimiser and its averages from
+support/training_state.py. Other models, measures, sliders and run folders stand in support/, too,
+and import this module: nobody needs them to understand a VAE.
 
 It is longer than a single file should be, because everything that the notebooks show of models
 and figures stands in it. A fifth of the lines are blank, and a sixth are docstrings.

@@ -1,13 +1,14 @@
-"""The whole family side by side: train what is missing, measure it, and write gallery.json and gallery*.png.
+"""Train, measure and draw the whole family of models: figures/gallery.json and gallery*.png.
 
-    python figures/gallery.py                   every model on Fashion-MNIST, the basic one also on MNIST and over the latent size; a
-                                                cvae on faces; a vq_vae on CIFAR-10; over β, how disentangled codes of drawn shapes are
-    python figures/gallery.py --only vae wae    some of them; the others keep their numbers, and their pictures
+    python figures/gallery.py                   all of ENTRIES, hours on two CPU cores
+    python figures/gallery.py --only vae wae    some of them; the others keep their numbers
 
-Without a GPU, as many models are trained at a time as there are cores: a core each is quicker than all for one (--jobs 1).
-Finished runs in runs/ and numbers in gallery.json are found again, so it can be stopped and started at will. A data set that
-cannot be had is passed over.
+Finished runs in runs/ are used again, so it can be stopped and started at will. A data set that
+cannot be had is passed over. Without a GPU as many models are trained at a time as there are
+cores: a core each is quicker than all for one. `python figures/make.py --texts` then fills the
+tables of docs/models.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,153 +17,78 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 from sklearn.metrics import balanced_accuracy_score  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-import evaluate  # noqa: E402
-import train  # noqa: E402
 import vae_helpers as vae  # noqa: E402
+from support import disentanglement, family, metrics, report, runs  # noqa: E402
 
-SHAPES = 30_000            # training images to be drawn
-SAMPLES, SHOWN = 5000, 8   # images in each Fréchet distance; in each half of a row of the picture
-SHARP = {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3}
-ENTRIES = {   # name → data set, title, settings
-    "fc_vae": ("fashion_mnist", "VAE, fully connected", {"arch": "fc", "epochs": 30}),
-    "vae": ("fashion_mnist", "VAE", {}),
-    "beta_vae": ("fashion_mnist", "β-VAE, β = 4", {"model": "beta_vae"}),
-    "info_vae": ("fashion_mnist", "InfoVAE", {"model": "info_vae"}),
-    "wae": ("fashion_mnist", "WAE-MMD", {"model": "wae"}),
-    "ae": ("fashion_mnist", "autoencoder", {"model": "ae"}),
-    "cvae": ("fashion_mnist", "conditional VAE", {"model": "cvae"}),
-    "vq_vae": ("fashion_mnist", "VQ-VAE", {"model": "vq_vae", "epochs": 6}),   # an epoch costs three of the others'
-    "mnist_fc_vae": ("mnist", "VAE on MNIST, fully connected", {"arch": "fc", "epochs": 30}),
-    "celeba_cvae": ("celeba", "conditional VAE on CelebA, latent size 16", {"model": "cvae", "latent_dim": 16, "epochs": 15, **SHARP}),
-    "celeba_cvae128": ("celeba", "conditional VAE on CelebA, latent size 128", {"model": "cvae", "latent_dim": 128, "epochs": 15, **SHARP}),
-    "cifar10_vq_vae": ("cifar10", "VQ-VAE on CIFAR-10", {"model": "vq_vae", "latent_dim": 64, "residual": 1, **SHARP}),
-} | {f"latent{size}": ("fashion_mnist", f"VAE, fully connected, latent size {size}", {"arch": "fc", "latent_dim": size})
-     for size in (2, 5, 10, 20, 50, 100)
-} | {f"shapes_beta{beta:g}": ("shapes", f"β-VAE on shapes, β = {beta:g}", {"model": "beta_vae", "beta": beta, "latent_dim": 10, "width": 16})
-     for beta in (0.1, 1, 4, 10)}
-OVER_BETA = [name for name in ENTRIES if name.startswith("shapes_beta")]
-OVER_LATENT_SIZE = [name for name in ENTRIES if name.startswith("latent")]
-ELSEWHERE = ["mnist_fc_vae", "celeba_cvae", "celeba_cvae128", "cifar10_vq_vae"]
+SHAPES = 30_000  # training images to be drawn
+SAMPLES = 5000  # images in each Fréchet distance
+SHOWN = 8  # images in each half of a row of the picture
 ATTRIBUTES = ("Smiling", "Male", "Eyeglasses", "Blond_Hair")
-FAMILY = [name for name, entry in ENTRIES.items() if entry[0] == "fashion_mnist" and name not in OVER_LATENT_SIZE]
 
 
-def measure(run: vae.Run, data: vae.ImageData, net: vae.FeatureNet) -> dict:
-    """Test numbers, units in the keys; ffd_* are Fréchet feature distances to the first SAMPLES test images."""
-    model, (images, labels) = run.model, data.test
-    n = min(SAMPLES, len(images))
-    sets = {"reconstructions": vae.decode_images(model, vae.encode_images(model, images[:n], labels[:n])[0], labels[:n]),
-            "samples": vae.sample_images(model, n, labels[:n], seed=0)}
-    real = vae.image_features(images[:n], net)
-    floor = {"ffd_real_train": vae.frechet_distance(real, vae.image_features(data.train.images[:n], net)), "frechet_images": n}
-    result = {**vae.evaluate(model, images, labels), "parameters": vae.count_parameters(model), "seconds": run.record["seconds"],
-              "hardware": run.record["hardware"], "data": data.title, **floor,
-              **{f"ffd_{name}": vae.frechet_distance(real, vae.image_features(some, net)) for name, some in sets.items()}}
-    if data.name == "shapes":
-        result |= {f"disentanglement_{key}": value for key, value in evaluate.disentanglement(model, seed=0).items()}
-    if data.name == "celeba" and model.config.conditions:
-        result |= attribute_recognition(model, data)
-    elif model.config.conditions:
-        result |= recognition(data, sets["samples"], labels[:n])
-    return result
+class Entry(NamedTuple):
+    """One model of the gallery."""
+
+    dataset: str
+    title: str
+    settings: dict
 
 
-def recognition(data: vae.ImageData, samples: torch.Tensor, told: torch.Tensor) -> dict[str, float]:
-    """How often a random forest on the pixels of real images names the class of test images, and of samples of that class."""
-    flat = lambda images: vae.as_unit(images).flatten(1).numpy()   # noqa: E731
-    judge = RandomForestClassifier(100, random_state=0).fit(flat(data.train.images[:10_000]), data.train.labels[:10_000])
-    return {"recognised_test": judge.score(flat(data.test.images), data.test.labels), "recognised_samples": judge.score(flat(samples), told)}
-
-
-def attribute_recognition(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
-    """For each of ATTRIBUTES, by a random forest on the pixels of real faces at half size: how often it is right about real test
-    faces (mean over those with and without the attribute), and how often it finds the attribute in the same reconstructions with
-    it switched on and off."""
-    flat = lambda images: torch.nn.functional.avg_pool2d(vae.as_unit(images), 2).flatten(1).numpy()   # noqa: E731
-    (images, labels), columns, result = data.test, [data.label_names.index(name) for name in ATTRIBUTES], {}
-    judge = RandomForestClassifier(100, min_samples_leaf=5, class_weight="balanced", random_state=0)   # one for all, it takes minutes
-    judge.fit(flat(data.train.images), data.train.labels[:, columns].numpy())
-    mu, named = vae.encode_images(model, images, labels)[0], judge.predict(flat(images))
-    for i, (name, k) in enumerate(zip(ATTRIBUTES, columns)):
-        result[f"recognised_test_{name}"] = float(balanced_accuracy_score(labels[:, k].numpy(), named[:, i]))
-        for word, value in (("on", True), ("off", False)):
-            switched = labels.clone()
-            switched[:, k] = value
-            result[f"recognised_{word}_{name}"] = float(judge.predict(flat(vae.decode_images(model, mu, switched)))[:, i].mean())
-    return result
-
-
-def row(model: vae.VAE, data: vae.ImageData) -> torch.Tensor:
-    """Reconstructions, a gap, samples: (2 * SHOWN + 1, C, H, W)."""
-    images, labels = (tensor[:SHOWN] for tensor in data.test)
-    copies = vae.decode_images(model, vae.encode_images(model, images, labels)[0], labels)
-    return torch.cat([copies, torch.ones_like(copies[:1]), vae.sample_images(model, SHOWN, labels, seed=1)])
-
-
-def images_for(name: str) -> vae.ImageData:
-    return vae.load_dataset(ENTRIES[name][0], max_images=SHAPES if ENTRIES[name][0] == "shapes" else None)
-
-
-def trained(name: str, data: vae.ImageData) -> vae.Run:
-    return vae.load_or_train(vae.config_for(data, **{"latent_dim": 20} | ENTRIES[name][2]), data)
-
-
-def train_and_measure(name: str) -> tuple[str, str | None, dict | None]:
-    """The name, where the model is from (None: its images cannot be had), and its numbers if they are new."""
-    try:
-        data = images_for(name)
-    except vae.DatasetUnavailable as err:
-        print(f"{name} is passed over: {err}")
-        return name, None, None
-    run = trained(name, data)
-    known = run.origin != "trained now" and name in measured()
-    return name, run.origin, None if known else measure(run, data, vae.load_feature_net())
-
-
-def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
-    """The pictures for which the models are there: gallery.png, classes, attributes, codes, the latent size and plane, traversals over β."""
-    if set(FAMILY) <= set(models):
-        fashion = sets["fashion_mnist"]
-        originals = vae.as_unit(fashion.test.images[:SHOWN])
-        rows = {"test images": torch.cat([originals, torch.ones(SHOWN + 1, *originals.shape[1:])])}
-        rows |= {ENTRIES[name][1]: row(models[name], fashion) for name in FAMILY}
-        heads = ["reconstructions" if i == SHOWN // 2 else "samples" if i == SHOWN + 1 + SHOWN // 2 else "" for i in range(2 * SHOWN + 1)]
-        save(vae.plot_rows(rows, f"{fashion.title}: eight models", heads), "gallery.png")
-    if "cvae" in models:
-        fashion = sets["fashion_mnist"]
-        save(vae.plot_classes(models["cvae"], fashion.label_names, f"Conditional VAE, one latent per row: {fashion.title}"), "gallery_classes.png")
-    if "celeba_cvae" in models:
-        images, labels = (tensor[:10] for tensor in sets["celeba"].test)
-        save(vae.plot_attributes(models["celeba_cvae"], images, labels, sets["celeba"].label_names, ATTRIBUTES,
-                                 f"Conditional VAE, one attribute off and on: {sets['celeba'].title}"), "gallery_attributes.png")
-    if "cifar10_vq_vae" in models:
-        images = row(models["cifar10_vq_vae"], sets["cifar10"])
-        rows = {"test images": vae.as_unit(sets["cifar10"].test.images[:SHOWN]), "reconstructions": images[:SHOWN], "samples of the prior": images[SHOWN + 1:]}
-        save(vae.plot_rows(rows, f"VQ-VAE: {sets['cifar10'].title}"), "gallery_codes.png")
-    if set(OVER_LATENT_SIZE) <= set(measured()):
-        results = {name: measured()[name] | {"latent_dim": ENTRIES[name][2]["latent_dim"]} for name in OVER_LATENT_SIZE}
-        save(train.plot_sweep(results, ["latent_dim"], "Fully connected VAE, test images of Fashion-MNIST"), "gallery_latent_size.png")
-    if "latent2" in models:
-        save(vae.plot_manifold(models["latent2"], f"Everything that a model with two latent dimensions draws: trained on {sets['fashion_mnist'].title}"),
-             "gallery_plane.png")
-    for name in set(OVER_BETA) & set(models):
-        rows = evaluate.traversals(models[name], sets["shapes"], seed=0)
-        save(vae.plot_rows(rows, f"{ENTRIES[name][1]}: one latent dimension at a time"), f"gallery_{name}.png")
-
-
-def save(fig, name: str) -> None:
-    fig.savefig(HERE / name, dpi=110)
-    plt.close(fig)
-    print(f"figures/{name}")
+SHARP = {"likelihood": "gaussian", "norm": "batch", "schedule": "one_cycle", "lr": 3e-3}
+FACES = {"model": "cvae", "epochs": 15, **SHARP}
+CODES = {"model": "vq_vae", "latent_dim": 64, "residual": 1, **SHARP}
+LONG_FC = {"arch": "fc", "epochs": 30}
+# An epoch of a vq_vae takes as long as three of the others.
+FASHION = {
+    "fc_vae": Entry("fashion_mnist", "VAE, fully connected", LONG_FC),
+    "vae": Entry("fashion_mnist", "VAE", {}),
+    "beta_vae": Entry("fashion_mnist", "β-VAE, β = 4", {"model": "beta_vae"}),
+    "info_vae": Entry("fashion_mnist", "InfoVAE", {"model": "info_vae"}),
+    "wae": Entry("fashion_mnist", "WAE-MMD", {"model": "wae"}),
+    "ae": Entry("fashion_mnist", "autoencoder", {"model": "ae"}),
+    "cvae": Entry("fashion_mnist", "conditional VAE", {"model": "cvae"}),
+    "vq_vae": Entry("fashion_mnist", "VQ-VAE", {"model": "vq_vae", "epochs": 6}),
+}
+OTHER_DATA = {
+    "mnist_fc_vae": Entry("mnist", "VAE on MNIST, fully connected", LONG_FC),
+    "celeba_cvae": Entry(
+        "celeba", "conditional VAE on CelebA, latent size 16", {"latent_dim": 16, **FACES}
+    ),
+    "celeba_cvae128": Entry(
+        "celeba", "conditional VAE on CelebA, latent size 128", {"latent_dim": 128, **FACES}
+    ),
+    "cifar10_vq_vae": Entry("cifar10", "VQ-VAE on CIFAR-10", CODES),
+}
+OVER_LATENT_SIZE = {
+    f"latent{size}": Entry(
+        "fashion_mnist",
+        f"VAE, fully connected, latent size {size}",
+        {"arch": "fc", "latent_dim": size},
+    )
+    for size in (2, 5, 10, 20, 50, 100)
+}
+OVER_BETA = {
+    f"shapes_beta{beta:g}": Entry(
+        "shapes",
+        f"β-VAE on shapes, β = {beta:g}",
+        {"model": "beta_vae", "beta": beta, "latent_dim": 10, "width": 16},
+    )
+    for beta in (0.1, 1, 4, 10)
+}
+ENTRIES = FASHION | OTHER_DATA | OVER_LATENT_SIZE | OVER_BETA
 
 
 def measured() -> dict[str, dict]:
@@ -171,71 +97,246 @@ def measured() -> dict[str, dict]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def model_table(names: list[str]) -> str:
-    """One row for each of these models that was measured; – where a number does not exist."""
-    cell = lambda n, key, spec: format(n[key], spec) if key in n else "–"   # noqa: E731
-    return vae.markdown_table([{
-        "model": ENTRIES[name][1], "parameters": f"{n['parameters']:,}", "reconstruction (nats)": cell(n, "reconstruction_nats", ",.1f"),
-        "KL, or price of the codes (nats)": cell(n, "kl_nats", ",.1f") if n.get("kl_nats") else "–",   # 0: a code without a price
-        "MSE": cell(n, "mse", ".4f"), "active dimensions, or codes used": f"{n.get('active_dims', n.get('codes_used'))}",
-        "distance: reconstructions": cell(n, "ffd_reconstructions", ",.0f"), "distance: samples": cell(n, "ffd_samples", ",.0f"),
-        "training (s)": cell(n, "seconds", ",.0f")} for name, n in measured().items() if name in names])
+# ── Training and measuring ──────────────────────────────────────────────────────────────────────
 
 
-def attribute_table() -> str:
-    """One row for each of ATTRIBUTES: what attribute_recognition found for the two latent sizes."""
-    found = {ENTRIES[name][2]["latent_dim"]: n for name, n in measured().items() if ENTRIES[name][0] == "celeba"}
-    return vae.markdown_table([{"attribute": name.replace("_", " "), **{
-        f"{what}, latent size {size}" if key != "test" else "real test faces, right": f"{100 * n[f'recognised_{key}_{name}']:.0f} %"
-        for size, n in found.items() for key, what in (("test", ""), ("off", "found when off"), ("on", "found when on"))}} for name in ATTRIBUTES])
+def load_images(name: str) -> vae.ImageData:
+    """The data set of an entry. Raises DatasetUnavailable."""
+    dataset = ENTRIES[name].dataset
+    return vae.load_dataset(dataset, max_images=SHAPES if dataset == "shapes" else None)
 
 
-def disentanglement_table() -> str:
-    """One row for each beta on the drawn shapes."""
-    scores = {"mig": "MIG", "dci_disentanglement": "DCI disentanglement", "dci_completeness": "DCI completeness",
-              "dci_informativeness": "DCI informativeness", "factor_vae_score": "FactorVAE score"}
-    over_beta = {name: n for name, n in measured().items() if name in OVER_BETA}
-    return vae.markdown_table([{"β": f"{ENTRIES[name][2]['beta']:g}", "reconstruction (nats)": f"{n['reconstruction_nats']:,.1f}", "KL (nats)": f"{n['kl_nats']:.1f}",
-                                "active dimensions": n["active_dims"],
-                                **{title: f"{n[f'disentanglement_{key}']:.2f}" if f"disentanglement_{key}" in n else "–" for key, title in scores.items()}}
-                               for name, n in over_beta.items()])
+def load_or_train(name: str, data: vae.ImageData) -> runs.Run:
+    settings = {"latent_dim": 20} | ENTRIES[name].settings
+    return runs.load_or_train(vae.config_for(data, **settings), data)
 
 
-TABLES = {"gallery": lambda: model_table(FAMILY), "elsewhere": lambda: model_table(ELSEWHERE), "attributes": attribute_table,
-          "disentanglement": disentanglement_table}   # what gallery.md calls them
+def train_and_measure(name: str) -> tuple[str, dict | None]:
+    """The name and its numbers; None where its images cannot be had."""
+    try:
+        data = load_images(name)
+    except vae.DatasetUnavailable as error:
+        print(f"{name} is passed over: {error}")
+        return name, None
+    run = load_or_train(name, data)
+    known = measured().get(name)
+    if known and run.origin != "trained now":
+        return name, known
+    return name, measure(run, data)
+
+
+def measure(run: runs.Run, data: vae.ImageData) -> dict:
+    """Test numbers, units in the keys; ffd_* are Fréchet feature distances to test images."""
+    model, net = run.model, metrics.load_feature_net()
+    n = min(SAMPLES, len(data.test.images))
+    images, labels = data.test.images[:n], data.test.labels[:n]
+    mu, _ = vae.encode_images(model, images, labels)
+    samples = vae.sample_images(model, n, labels, seed=0)
+    sets = {
+        "real_train": data.train.images[:n],
+        "reconstructions": vae.decode_images(model, mu, labels),
+        "samples": samples,
+    }
+    result = vae.evaluate(model, *data.test)
+    result |= {"parameters": vae.count_parameters(model), "seconds": run.record["seconds"]}
+    result |= {"hardware": run.record["hardware"], "data": data.title, "frechet_images": n}
+    result |= metrics.distances(net, images, sets, "ffd")
+    if data.name == "shapes":
+        for key, value in disentanglement.disentanglement(model, seed=0).items():
+            result[f"disentanglement_{key}"] = value
+    if model.conditional and data.name == "celeba":
+        result |= attribute_recognition(model, data)
+    elif model.conditional:
+        result |= class_recognition(data, samples, labels)
+    return result
+
+
+def class_recognition(data: vae.ImageData, samples: Tensor, labels: Tensor) -> dict[str, float]:
+    """How often a random forest names the class of test images, and of samples of that class.
+
+    It has seen the pixels of 10,000 training images.
+    """
+    forest = RandomForestClassifier(100, random_state=0)
+    forest.fit(pixels(data.train.images[:10_000]), data.train.labels[:10_000])
+    return {
+        "recognised_test": forest.score(pixels(data.test.images), data.test.labels),
+        "recognised_samples": forest.score(pixels(samples), labels),
+    }
+
+
+def attribute_recognition(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
+    """How often a random forest finds ATTRIBUTES in faces: real ones, and the model's.
+
+    It has seen the pixels of real faces at half size. recognised_test: how often it is right
+    about test faces, mean over those with and without the attribute. recognised_on and _off: in
+    how many of their reconstructions it finds the attribute when that is switched on and off.
+    """
+    images, labels = data.test
+    columns = [data.label_names.index(name) for name in ATTRIBUTES]
+    forest = RandomForestClassifier(  # one for all attributes: it takes minutes
+        100, min_samples_leaf=5, class_weight="balanced", random_state=0
+    )
+    forest.fit(half_size_pixels(data.train.images), data.train.labels[:, columns].numpy())
+    mu, _ = vae.encode_images(model, images, labels)
+    predicted = forest.predict(half_size_pixels(images))
+    result = {}
+    for i, (name, column) in enumerate(zip(ATTRIBUTES, columns)):
+        score = balanced_accuracy_score(labels[:, column].numpy(), predicted[:, i])
+        result[f"recognised_test_{name}"] = float(score)
+        for word, value in (("on", True), ("off", False)):
+            switched = labels.clone()
+            switched[:, column] = value
+            decoded = half_size_pixels(vae.decode_images(model, mu, switched))
+            result[f"recognised_{word}_{name}"] = float(forest.predict(decoded)[:, i].mean())
+    return result
+
+
+def pixels(images: Tensor):
+    """Images (N, C, H, W) as the forests take them: an array (N, C * H * W) in [0, 1]."""
+    return vae.as_unit(images).flatten(1).numpy()
+
+
+def half_size_pixels(images: Tensor):
+    return pixels(F.avg_pool2d(vae.as_unit(images), 2))
+
+
+# ── Pictures ────────────────────────────────────────────────────────────────────────────────────
+
+
+def reconstructions_and_samples(model: vae.VAE, data: vae.ImageData) -> tuple[Tensor, Tensor]:
+    """Both (SHOWN, C, H, W): of the first test images, and samples with their labels."""
+    images, labels = data.test.images[:SHOWN], data.test.labels[:SHOWN]
+    mu, _ = vae.encode_images(model, images, labels)
+    return vae.decode_images(model, mu, labels), vae.sample_images(model, SHOWN, labels, seed=1)
+
+
+def plot_family(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
+    """Reconstructions and samples of all models of Fashion-MNIST, a row each."""
+    originals = vae.as_unit(data.test.images[:SHOWN])
+    white = torch.ones_like(originals)
+    rows = {"test images": torch.cat([originals, white[:1], white])}
+    for name, entry in FASHION.items():
+        copies, samples = reconstructions_and_samples(models[name], data)
+        rows[entry.title] = torch.cat([copies, white[:1], samples])
+    heads = [""] * (2 * SHOWN + 1)
+    heads[SHOWN // 2] = "reconstructions"
+    heads[SHOWN + 1 + SHOWN // 2] = "samples"
+    return vae.plot_rows(rows, f"{data.title}: eight models", heads)
+
+
+def plot_codes(model: vae.VAE, data: vae.ImageData) -> Figure:
+    copies, samples = reconstructions_and_samples(model, data)
+    originals = vae.as_unit(data.test.images[:SHOWN])
+    rows = {"test images": originals, "reconstructions": copies, "samples of the prior": samples}
+    return vae.plot_rows(rows, f"VQ-VAE: {data.title}")
+
+
+def plot_attributes(model: vae.VAE, data: vae.ImageData) -> Figure:
+    title = f"Conditional VAE, one attribute off and on: {data.title}"
+    images, labels = data.test.images[:10], data.test.labels[:10]
+    return family.plot_attributes(model, images, labels, data.label_names, ATTRIBUTES, title)
+
+
+def plot_latent_sizes() -> Figure:
+    """Reconstruction and KL against the latent size, from gallery.json."""
+    sizes = [entry.settings["latent_dim"] for entry in OVER_LATENT_SIZE.values()]
+    results = [measured()[name] for name in OVER_LATENT_SIZE]
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for ax, key, title in zip(axes, ("reconstruction_nats", "kl_nats"), ("reconstruction", "KL")):
+        ax.plot(sizes, [result[key] for result in results], "o-")
+        ax.set(xscale="log", xlabel="latent size", ylabel="nats per image", title=title)
+        ax.set_xticks(sizes, map(str, sizes))
+        ax.minorticks_off()
+        ax.margins(0.1)
+        ax.grid(alpha=0.3)
+    fig.suptitle("Fully connected VAE, test images of Fashion-MNIST")
+    return fig
+
+
+def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
+    """Every picture for which the models are there."""
+    if set(FASHION) <= set(models):
+        save(plot_family(models, sets["fashion_mnist"]), "gallery.png")
+    if "cvae" in models:
+        data = sets["fashion_mnist"]
+        title = f"Conditional VAE, one latent per row: {data.title}"
+        save(family.plot_classes(models["cvae"], data.label_names, title), "gallery_classes.png")
+    if "celeba_cvae" in models:
+        save(plot_attributes(models["celeba_cvae"], sets["celeba"]), "gallery_attributes.png")
+    if "cifar10_vq_vae" in models:
+        save(plot_codes(models["cifar10_vq_vae"], sets["cifar10"]), "gallery_codes.png")
+    if set(OVER_LATENT_SIZE) <= set(measured()):
+        save(plot_latent_sizes(), "gallery_latent_size.png")
+    if "latent2" in models:
+        title = "Everything that a model with two latent dimensions draws: trained on "
+        title += sets["fashion_mnist"].title
+        save(report.plot_manifold(models["latent2"], title), "gallery_plane.png")
+    for name in set(OVER_BETA) & set(models):
+        rows = disentanglement.traversals(models[name], sets["shapes"], seed=0)
+        title = f"{ENTRIES[name].title}: one latent dimension at a time"
+        save(vae.plot_rows(rows, title), f"gallery_{name}.png")
+
+
+def save(figure: Figure, name: str) -> None:
+    figure.savefig(HERE / name, dpi=110)
+    plt.close(figure)
+    print(f"figures/{name}")
+
+
+# ── The command ─────────────────────────────────────────────────────────────────────────────────
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = "which models (default all): " + ", ".join(ENTRIES)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help=names)
+    on_cpu = vae.get_device().type == "cpu"
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=min(os.cpu_count() or 1, 8) if on_cpu else 1,
+        help="how many models at a time (default one per core up to 8, with a GPU 1)",
+    )
+    args = parser.parse_args()
+    for name in set(args.only) - set(ENTRIES):
+        raise vae.VAEError(f"--only knows no {name}: choose from {', '.join(ENTRIES)}.")
+    if args.jobs < 1:
+        raise vae.VAEError(f"--jobs must be 1 or more, not {args.jobs}.")
+    return args
+
+
+def training_seconds(name: str) -> float:
+    """What a model took last time; 0 where that is not known."""
+    return measured().get(name, {}).get("seconds", 0.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help="which models (default all): " + ", ".join(ENTRIES))
-    parser.add_argument("--jobs", metavar="N", type=int, default=1 if vae.get_device().type != "cpu" else min(os.cpu_count() or 1, 8),
-                        help="how many models at a time (default one per core up to 8, with a GPU 1)")
-    args = parser.parse_args()
-    if unknown := set(args.only) - set(ENTRIES):
-        raise vae.VAEError(f"--only knows no {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}.")
-    if args.jobs < 1:
-        raise vae.VAEError(f"--jobs must be 1 or more, not {args.jobs}.")
+    args = arguments()
     began = time.perf_counter()
-    slowest_first = sorted(args.only, key=lambda name: -measured().get(name, {}).get("seconds", 0))   # so that no core is idle at the end
-    there, trained_now = set(), set()
-    for name, origin, numbers in Parallel(args.jobs, return_as="generator_unordered")(map(delayed(train_and_measure), slowest_first)):
-        there |= {name} if origin else set()
-        trained_now |= {name} if origin == "trained now" else set()
-        if numbers:
-            every = measured() | {name: numbers}
-            vae.write_json(HERE / "gallery.json", {key: every[key] for key in ENTRIES if key in every})
+    # The slowest first, so that no core is idle at the end.
+    names = sorted(args.only, key=training_seconds, reverse=True)
+    available = set()
+    parallel = Parallel(args.jobs, return_as="generator_unordered")
+    for name, numbers in parallel(delayed(train_and_measure)(name) for name in names):
+        if numbers is None:
+            continue
+        available.add(name)
+        results = measured() | {name: numbers}
+        order = sorted(results, key=list(ENTRIES).index)
+        vae.write_json(HERE / "gallery.json", {key: results[key] for key in order})
         print(f"{name}: {time.perf_counter() - began:,.0f} s", flush=True)
-    if trained_now == set(FAMILY):
-        vae.write_json(HERE / "gallery_time.json", {"minutes": (time.perf_counter() - began) / 60, "jobs": args.jobs, "cores": os.cpu_count()})
-    os.environ.pop("VAE_TRAIN", None)   # what was to be trained is
+    os.environ.pop("VAE_TRAIN", None)  # what was to be trained is trained
     models, sets = {}, {}
-    for name in (name for name in args.only if name in there):
-        data = sets[ENTRIES[name][0]] = sets.get(ENTRIES[name][0]) or images_for(name)
-        models[name] = trained(name, data).model
+    for name in sorted(available):
+        dataset = ENTRIES[name].dataset
+        if dataset not in sets:
+            sets[dataset] = load_images(name)
+        models[name] = load_or_train(name, sets[dataset]).model
     draw(models, sets)
-    for table in TABLES.values():
-        print(table())
 
 
 if __name__ == "__main__":
-    vae.run_script(main)
+    runs.run_script(main)

@@ -1,5 +1,6 @@
 """What evaluate.py says about one run: its numbers, part by part, and its pictures."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -274,6 +275,8 @@ def draw_conditions(model: vae.VAE, data: ImageData, seed: int, out: Path) -> No
     images, labels = data.test
     if data.class_names:
         title = f"One latent per row, one class per column: trained on {data.title}"
+        # Wrapped, because three classes make a narrow figure.
+        title = textwrap.fill(title, 36)
         figure = family.plot_classes(model, data.class_names, title, seed=seed)
         save_figure(figure, out / "classes.png")
     else:

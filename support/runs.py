@@ -7,6 +7,7 @@ the last finished epoch. When the run is finished, model.safetensors and model.j
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 import zipfile
@@ -122,7 +123,7 @@ def first_record(config: vae.Config, data: vae.ImageData, model: vae.VAE) -> dic
             "test": len(data.test.images),
         },
         "hardware": hardware(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # as plain text, which torch.load takes for safe
         "precision": precision_name(),
         "processes": vae.processes()[1],
         "parameters": vae.count_parameters(model),
@@ -147,8 +148,9 @@ def how_to_go_on(folder: Path) -> str:
 
 def save_unfinished(folder: Path, record: dict, state: dict) -> None:
     """Replace training.pt by the record and fit's state."""
-    content = {"record": record, "state": state}
-    write_atomically(folder / UNFINISHED, lambda path: torch.save(content, path))
+    content = io.BytesIO()  # torch.save itself would not raise OSError where the disk is full
+    torch.save({"record": record, "state": state}, content)
+    write_atomically(folder / UNFINISHED, lambda path: path.write_bytes(content.getbuffer()))
 
 
 def read_unfinished(folder: Path) -> dict | None:
@@ -164,7 +166,8 @@ def read_unfinished(folder: Path) -> dict | None:
             damaged = archive.testzip()  # PyTorch itself does not compare the checksums
         if damaged:
             raise ValueError(f"the checksum of {damaged} does not fit")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return {"record": content["record"], "state": content["state"]}
 
 
 def unfinished_run(
@@ -194,7 +197,7 @@ def unfinished_run(
 
 def same_run(record: dict, config: vae.Config, data: vae.ImageData) -> bool:
     """Whether a record is of this config and these images."""
-    same_images = record["data"]["fingerprint"] == data.fingerprint
+    same_images = record.get("data", {}).get("fingerprint") == data.fingerprint
     return same_images and record["config"] == dataclasses.asdict(config)
 
 
@@ -245,7 +248,7 @@ def own_run(config: vae.Config, data: vae.ImageData) -> Run | None:
     for path in sorted(runs_root().glob("*/model.json")):
         try:
             run_config, record = vae.read_record(path.parent)
-            same_images = record["data"]["fingerprint"] == data.fingerprint
+            same_images = record.get("data", {}).get("fingerprint") == data.fingerprint
             if run_config == config and same_images:
                 model, record = vae.load_checkpoint(path.parent)
                 return Run(config, model, record, f"your run {path.parent.name}")

@@ -26,6 +26,7 @@ import vae_helpers as vae
 from vae_helpers import VAE, ImageData, VAEError
 
 Rows = dict[str, Tensor]  # caption → images (n, C, H, W)
+Controls = dict[str, ipywidgets.Widget]  # argument of a draw function → what sets it
 
 # Descriptions of controls are as wide as their text, so that none is cut.
 STYLE = {"style": {"description_width": "initial"}, "layout": {"width": "340px"}}
@@ -41,7 +42,7 @@ choice = partial(ipywidgets.ToggleButtons, style={"button_width": "auto"}, layou
 
 @lru_cache(maxsize=100)  # most lines stay while a slider moves, and writing one is slow
 def draw_text(text: str, width: int) -> Image.Image:
-    """A text in as many lines of at most `width` pixels as it needs, 18 pixels high, black on white."""
+    """A text, black on white, in lines that are at most `width` pixels long and 18 high."""
     # Unlike Pillow's own font, this one has β, ‖ and →.
     font = ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)
     lines = [""]
@@ -89,9 +90,8 @@ def draw_sheet(title: str, rows: Rows, sentence: str, width: int = 720) -> Image
 def has_widgets() -> bool:
     """Whether somebody can move a slider.
 
-    In a script nobody can. Neither can anybody where nbconvert, papermill or nbval sent the cell:
-    their requests say that input() has nobody to ask, and a widget would be dead text in the
-    notebook that they store.
+    Nobody can in a script, nor where nbconvert, papermill or nbval sent the cell: their requests
+    say that input() has nobody to ask, and a widget would be dead text in what they store.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
@@ -100,8 +100,8 @@ def has_widgets() -> bool:
     return "google.colab" in sys.modules or request.get("allow_stdin", False)
 
 
-def set_controls(controls: dict[str, ipywidgets.Widget], **values) -> None:
-    """Set several controls; the explorer hears of it when all are set, and draws once."""
+def set_controls(controls: Controls, **values) -> None:
+    """Set several controls and draw once: observers are called when all are set."""
     with contextlib.ExitStack() as held:
         for name, value in values.items():
             held.enter_context(controls[name].hold_trait_notifications())
@@ -120,32 +120,23 @@ class Explorer:
 
     title     ends with the name of the data that is shown
     draw      one argument per control → rows of images as `draw_sheet` takes them, and a sentence
-    controls  argument of draw → the ipywidgets control that sets it. A slider has to start on one
-              of its steps: a browser would move it to one.
+    controls  a slider has to start on one of its steps, since a browser would move it to one
     buttons   and other widgets that set controls
 
     Where nobody can move a slider (see `has_widgets`; also on GitHub and in a PDF) it is the first
     picture and its sentence. It runs on ipywidgets 8 and on 7.7, which is Colab's.
     """
 
-    def __init__(
-        self,
-        title: str,
-        draw: Callable[..., tuple[Rows, str]],
-        controls: dict[str, ipywidgets.Widget],
-        buttons: Sequence[ipywidgets.Widget] = (),
-    ):
+    def __init__(self, title: str, draw: Callable, controls: Controls, buttons: Sequence = ()):
         self.title = title
         self.draw = draw
         self.controls = controls
         self.values = None
         fit = {"max_width": "100%", "align_self": "flex-start"}
         self.screen = ipywidgets.Image(format="jpeg", layout=fit)
-        # Drawn first without interactive_output, which would hide an error from the caller.
+        # An error in the first picture is the caller's; later ones appear below the picture.
         self.redraw(**{name: control.value for name, control in controls.items()})
-        # Later errors appear below the picture.
         errors = ipywidgets.interactive_output(self.redraw, controls)
-
         grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, 350px)"}
         controls_box = ipywidgets.Box(list(controls.values()), layout=grid)
         buttons_box = ipywidgets.Box(list(buttons), layout={"flex_flow": "row wrap"})
@@ -153,7 +144,7 @@ class Explorer:
 
     def redraw(self, **values) -> None:
         """Draw for these values. If draw refuses them, the last picture stays above the reason."""
-        if values == self.values:  # one control has set another, and both are drawn already
+        if values == self.values:  # already drawn, when one control has set another
             return
         try:
             self.rows, self.sentence = self.draw(**values)
@@ -194,7 +185,8 @@ def explore_interpolation(
     VAEError for a conditional or discrete model.
     """
     _need_continuous_codes(model)
-    images, labels = data.test.images, data.class_labels(data.test)
+    images = data.test.images
+    labels = data.class_labels(data.test)
 
     def name(number):
         class_name = f" ({data.class_names[labels[number]]})" if data.class_names else ""
@@ -213,10 +205,10 @@ def explore_interpolation(
             f"through the latent space, {method}": vae.interpolate_images(model, *x, steps, method),
             "pixel cross-fade": vae.cross_fade(*x, steps),
         }
+        contrast, fade_contrast = vae.contrast(torch.cat([decoded, fade])).tolist()
         return rows, (
-            f"A is {name(a)}, B is {name(b)}. At t = {t:.2f}: ‖z‖ = {z.norm():.2f}, contrast "
-            f"{vae.contrast(decoded).item():.3f}, "
-            f"of the cross-fade {vae.contrast(fade).item():.3f}."
+            f"A is {name(a)}, B is {name(b)}. At t = {t:.2f}: ‖z‖ = {z.norm():.2f}, "
+            f"contrast {contrast:.3f}, of the cross-fade {fade_contrast:.3f}."
         )
 
     controls = {
@@ -303,13 +295,11 @@ def explore_region(
             f"{region} = {values[region]}, seed {seed}": images,
             "for comparison: test images, reconstructed": reconstructed[:n],
         }
-        return (
-            rows,
-            f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {reference}.",
-        )
+        sentence = f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {reference}."
+        return rows, sentence
 
-    options = [("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")]
-    region = choice(options=options)
+    regions = [("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")]
+    region = choice(options=regions)
     shell = round(math.sqrt(model.latent_size), 1)  # ‖z‖ of most draws of N(0, I)
     places = {
         "z_range": range_slider(value=z_range, min=-6, max=6, description="z_range"),
@@ -353,25 +343,24 @@ def explore_dimensions(
     @lru_cache(maxsize=1)  # the start stays while the sliders move
     def begin(start, number):
         if start == "test face":
-            x = vae.as_unit(data.test.images[number : number + 1])
+            x = data.test.images[number : number + 1]
             z, _ = vae.encode_images(model, x)
-            images = torch.cat([x, vae.decode_images(model, z)])
-            rows = {f"test image {number} · reconstruction · now": images}
+            caption = f"test image {number} · reconstruction · now"
         else:
+            x = data.test.images[:0]
             z = vae.sample_latents(1, model.latent_size, seed=number)
-            rows = {f"draw {number} of N(0, I) · now": vae.decode_images(model, z)}
-        names = ", ".join(map(str, dims))
+            caption = f"draw {number} of N(0, I) · now"
+        ends = {}
         for by in (-3, 3):
-            ends = vae.decode_images(model, z + by * axes[dims])
-            rows[f"the start, but dimension {names} moved by {by:+d}"] = ends
-        return z, rows
+            name = f"the start, but dimension {', '.join(map(str, dims))} moved by {by:+d}"
+            ends[name] = vae.decode_images(model, z + by * axes[dims])
+        return z, caption, [vae.as_unit(x), vae.decode_images(model, z)], ends
 
     def draw(start, number, **amounts):
-        z_start, rows = begin(start, number)
+        z_start, caption, images, ends = begin(start, number)
         z = z_start + sum(amounts[name] * move for name, move in moves.items())
         now = vae.decode_images(model, z)
-        first = next(iter(rows))
-        rows = rows | {first: torch.cat([rows[first], now])}
+        rows = {caption: torch.cat([*images, now])} | ends
         moved = [f"{name} {amount:+.1f}" for name, amount in amounts.items() if amount]
         return rows, (
             f"Moved: {', '.join(moved) or 'nothing'}. Now ‖z‖ = {z.norm():.2f}, "
@@ -406,10 +395,10 @@ def _reconstruct(model: VAE, images: Tensor) -> Tensor:
 
 
 def _need_continuous_codes(*models: VAE) -> None:
-    """Raise VAEError for models whose z cannot be moved, or does not decode by itself."""
+    """Raise VAEError for models whose z cannot be moved or does not decode by itself."""
     for model in models:
         if model.conditional or model.discrete:
             raise VAEError(
-                f"Model {model.config.model} has no codes to move through that decode by "
-                f"themselves, as the explorers need: take another model."
+                f"Codes of model {model.config.model} cannot be moved or do not decode without a "
+                "label, so that it has no sliders: take another model."
             )

@@ -1,6 +1,5 @@
 """evaluate.py as a user types it, on a small run: numbers, pictures, batches, and wrong flags."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -8,39 +7,47 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, SMALL, take
+from conftest import ROOT, SMALL
 from PIL import Image
 
 import evaluate
 import vae_helpers as vae
 from support import disentanglement, metrics, report, runs
 
-PARTS = {"test", "pictures", "latent_space", "likelihood", "smoothness", "disentanglement", "frechet"}
-TINY = {"dataset": "shapes", "latent_dim": 4, "width": 4, "epochs": 1, "lr": 3e-3, "max_images": 1000}
+TINY = {"dataset": "shapes", "latent_dim": 4, "width": 4, "epochs": 1, "lr": 3e-3}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def smaller_measures():
     """Fewer samples than evaluate.py takes by itself."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAE_FAST", "1")
         patch.setattr(report, "IWAE_SAMPLES", (1, 3))
         patch.setattr(report, "IWAE_IMAGES", 4)
-        patch.setattr(report, "PAIRS", 200)
+        patch.setattr(report, "LEAST_FRECHET", 200)
         patch.setattr(disentanglement, "DRAWN", 600)
         patch.setattr(disentanglement, "VOTES", 20)
         yield
 
 
+@pytest.fixture(autouse=True)
+def fast(environment, monkeypatch):
+    """The small splits of VAE_FAST, with 256 test images."""
+    monkeypatch.setenv("VAE_FAST", "1")
+
+
 @pytest.fixture(scope="module")
-def data(all_shapes):
-    """1,000 training and test images, just enough for Fréchet distances."""
-    return take(all_shapes, 1000, 500, 1000)
-
-
-def trained_run(folder, data, **choices):
-    runs.train_run(vae.Config(**TINY | choices), data, folder, progress=False)
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    runs.train_run(vae.Config(**TINY), vae.load_dataset("shapes"), folder, progress=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    """What evaluate.py returns for the run, and the folder that it wrote."""
+    flags = ["--num_samples", "10", "--num_interpolations", "6", "--components", "3", "--npz"]
+    return evaluate.main(["--run", str(run), *flags]), run / "evaluation"
 
 
 def parts_of(results):
@@ -52,13 +59,142 @@ def pixels(path):
     return np.asarray(Image.open(path))[::3, ::3]
 
 
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    return trained_run(tmp_path_factory.mktemp("evaluate") / "run", data)
+# ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def evaluated(run):
-    """What `evaluate.py --num_samples 10 --npz` returns, and its folder."""
-    arguments = ["--run", str(run), "--num_samples", "10", "--num_interpolations", "6", "--npz"]
-    return evaluate.main([*arguments, "--components", "3"]), run / "evaluation"
+def test_every_part_is_measured_and_written_as_json_and_as_a_report(evaluated):
+    results, out = evaluated
+    parts = {"test", "pictures", "latent_space", "likelihood", "smoothness", "disentanglement"}
+    assert parts_of(results) == parts | {"frechet"}
+    assert json.loads((out / "metrics.json").read_text()) == results
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert all(f"## {name}\n" in text for name in parts)
+    assert f"| {results['frechet']['ffd_samples_prior']:,.4f} |" in text
+
+
+def test_the_numbers_are_those_that_training_recorded_and_that_the_measures_give(evaluated, run):
+    results, _ = evaluated
+    model, record = vae.load_checkpoint(run)
+    data = vae.load_dataset("shapes")
+    assert results["test"] == pytest.approx(record["test"], rel=1e-5)
+    assert results["pictures"]["mse"] == pytest.approx(record["test"]["mse"], rel=1e-4)
+    kl = sum(results["latent_space"]["kl_per_dim_nats"])
+    assert kl == pytest.approx(record["test"]["kl_nats"], abs=1e-3)
+    bound = metrics.iwae_nats(model, data.test.images[:4], 3).mean().item()
+    assert results["likelihood"]["iwae_3_nats"] == pytest.approx(bound)
+    net = metrics.load_feature_net()
+    real = metrics.image_features(data.test.images, net)
+    for name, images in metrics.picture_sets(model, data, 256, components=3).items():
+        distance = metrics.frechet_distance(real, metrics.image_features(images, net))
+        assert results["frechet"][f"ffd_{name}"] == pytest.approx(distance, rel=1e-3)
+        assert results["frechet"]["ffd_real_train"] < distance
+
+
+@pytest.mark.parametrize("test, words", [
+    ({"kl_nats": 0.2, "active_dims": 3}, "posterior has collapsed"),
+    ({"kl_nats": 7.0, "active_dims": 0}, "posterior has collapsed"),
+    ({"kl_nats": 3.0, "perplexity": 1.2}, "codebook has collapsed"),
+    ({"kl_nats": 1.0, "active_dims": 1}, "None"),
+    ({"kl_nats": 0.0, "perplexity": 9.0}, "None"),
+], ids=str)  # fmt: skip
+def test_a_collapse_is_a_code_that_tells_nearly_nothing(test, words):
+    assert words in str(report.collapse_warning(test, vae.Config()))
+
+
+# ── Pictures and batches ────────────────────────────────────────────────────────────────────────
+
+
+def test_reconstructions_stand_beside_their_originals(evaluated):
+    picture = pixels(evaluated[1] / "reconstructions.png")
+    originals = vae.load_dataset("shapes").test.images
+    for i in range(8):  # the first row, original and reconstruction in turn
+        cell = picture[2:34, 2 + 68 * i : 34 + 68 * i]
+        assert np.array_equal(cell, originals[i].permute(1, 2, 0))
+
+
+def test_pictures_have_a_cell_for_each_image_that_was_asked_for(evaluated):
+    _, out = evaluated
+    grids = {"reconstructions": (2, 16), "samples": (2, 8), "samples_mixture": (2, 8)}
+    for name, (rows, columns) in (grids | {"interpolations": (10, 6)}).items():
+        assert pixels(out / f"{name}.png").shape == (2 + rows * 34, 2 + columns * 34, 3)
+    for name in ("losses.png", "traversals.png", "traversals.gif", "latent_tsne.png"):
+        assert min(Image.open(out / name).size) > 100
+
+
+@pytest.mark.parametrize("choices, picture", [
+    ({"model": "cvae", "conditions": 3}, "classes.png"),
+    ({"model": "vq_vae"}, "latent_pca.png"),
+    ({"model": "wae", "latent_dim": 2}, "manifold.png"),
+], ids=str)  # fmt: skip
+def test_other_models_have_pictures_of_their_own_and_quick_is_short(tmp_path, choices, picture):
+    """These are checkpoints without a record of their training."""
+    model = vae.build_model(vae.Config(**TINY | choices))
+    folder = vae.save_checkpoint(model, tmp_path)
+    results = evaluate.main(["--run", str(folder), "--num_samples", "2", "--quick"])
+    parts = {"test", "pictures"} if model.discrete else {"test", "pictures", "latent_space"}
+    assert parts_of(results) == parts
+    assert (folder / "evaluation" / picture).is_file()
+    assert (folder / "evaluation" / "traversals.png").is_file() != model.discrete
+
+
+def test_npz_batches_are_uint8_nhwc_as_tools_for_fid_read_them(evaluated, run):
+    model, _ = vae.load_checkpoint(run)
+    mu, _ = vae.encode_images(model, vae.load_dataset("shapes").test.images[:10])
+    expected = {
+        "samples": vae.sample_images(model, 10),
+        "reconstructions": vae.decode_images(model, mu),
+        "midpoints": vae.decode_images(model, (mu + mu.roll(-1, 0)) / 2),
+    }
+    for name, images in expected.items():
+        with np.load(evaluated[1] / f"{name}.npz") as batch:
+            assert batch.files == ["arr_0"]
+            assert batch["arr_0"].dtype == np.uint8
+            np.testing.assert_allclose(batch["arr_0"], 255 * images.permute(0, 2, 3, 1), atol=1)
+
+
+# ── The script ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_as_typed_evaluates_the_newest_run_from_any_folder(run, tmp_path):
+    model, record = vae.load_checkpoint(run)
+    newest = vae.save_checkpoint(model, tmp_path / "runs" / "newest", record)
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--num_samples", "10", "--quick"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((newest / "evaluation" / "metrics.json").read_text())["run"] == str(newest)
+
+
+def test_results_of_released_weights_stay_out_of_checkpoints(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RELEASED", run.parent)
+    evaluate.main(["--run", str(run), "--num_samples", "2", "--quick"])
+    assert (tmp_path / "runs" / "run-evaluation" / "metrics.json").is_file()
+
+
+def test_a_single_test_image_is_enough_and_other_images_than_before_are_noted(tmp_path, capsys):
+    """Three images leave one for the test split."""
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    data = vae.load_dataset("folder", data_dir=tmp_path, image_size=16)
+    config = vae.config_for(data, **SMALL, model="ae", data_dir=str(tmp_path))
+    folder = vae.save_checkpoint(vae.build_model(config), tmp_path / "run")
+    results = evaluate.main(["--run", str(folder), "--num_samples", "3", "--npz"])
+    assert results["test"]["images"] == 1
+    assert parts_of(results) == {"test", "pictures", "latent_space"}
+    assert "may have been trained on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--num_samples", "0"], "num_samples"), (["--num_samples", "some"], "num_samples"),
+    (["--num_interpolations", "1"], "num_interpolations"), (["--num_frechet", "0"], "num_frechet"),
+    (["--components", "0"], "components"), (["--seed", "-1"], "seed"), ([], "train.py makes one"),
+    (["--run", "nowhere"], "nowhere"), (["--fid", "nowhere.pth"], "torch-fidelity"),
+    (["--fid", "--quick"], "one of the two"),
+], ids=str)  # fmt: skip
+def test_wrong_flags_end_in_one_sentence_and_exit_code_2(flags, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        runs.run_script(lambda: evaluate.main(flags))
+    error = capsys.readouterr().err
+    assert (end.value.code, error.count("error: ")) == (2, 1)
+    assert words in error.splitlines()[-1]

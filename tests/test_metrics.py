@@ -1,21 +1,20 @@
 """Measures against closed forms, scipy, and a model whose likelihood is known exactly."""
 
-import json
 import math
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.linalg
 import scipy.ndimage
 import torch
-from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import vae_helpers as vae
-from support import metrics
+from support import features, metrics
 
 
 def randn(*shape, seed=0):
@@ -90,17 +89,7 @@ def test_the_bound_falls_with_k_towards_the_likelihood_on_average():
         bounds = metrics.iwae_nats(model, X.repeat(100, 1, 1, 1), k, batch_size=48)
         gaps.append((bounds - EXACT.repeat(100)).mean().item())
     assert gaps == sorted(gaps, reverse=True)
-    assert gaps[0] > 0.3
-    assert 0 < gaps[-1] < 0.05
-
-
-def test_an_autoencoder_has_no_likelihood(shapes):
-    model = vae.build_model(vae.config_for(shapes, **SMALL, model="ae"))
-    images = shapes.test.images[:2]
-    with pytest.raises(vae.VAEError, match=r"is a point.* measure a"):
-        metrics.iwae_nats(model, images, 2)
-    with pytest.raises(vae.VAEError, match=r"is a point.* measure a"):
-        metrics.bits_per_dim(model, images, images)
+    assert gaps[0] > 0.3 > 0.05 > gaps[-1] > 0
 
 
 # ── Bits per dimension ──────────────────────────────────────────────────────────────────────────
@@ -124,7 +113,7 @@ def test_bits_per_dim_by_hand_with_the_best_scale_for_the_tuning_images(model, s
     result = metrics.bits_per_dim(model, test, val, seed=3)
     scale = result["logistic_scale_grey_levels"]
     best = nats(val, scale)[0].mean()
-    assert all(nats(val, factor * scale)[0].mean() > best for factor in (0.1, 0.95, 1.05, 10))
+    assert all(nats(val, factor * scale)[0].mean() > best for factor in (0.95, 1.05))
     bits = sum(nats(test, scale)) / (3 * 32 * 32 * math.log(2))
     assert result["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-5)
     assert result["bits_per_dim_se"] == pytest.approx(bits.std().item() / math.sqrt(48), rel=1e-4)
@@ -140,8 +129,7 @@ def test_pixels_of_a_known_distribution_cost_its_entropy():
     entropy = torch.special.entr(edges.diff() / edges.diff().sum()).sum().item() / math.log(2)
     result = metrics.bits_per_dim(model, images[:1100], images[1100:])
     assert result["logistic_scale_grey_levels"] == pytest.approx(9, rel=0.03)
-    assert result["bits_per_dim_se"] < 0.01
-    assert result["bits_per_dim"] == pytest.approx(entropy, abs=5 * result["bits_per_dim_se"])
+    assert result["bits_per_dim"] == pytest.approx(entropy, abs=0.01)
 
 
 # ── Pictures ────────────────────────────────────────────────────────────────────────────────────
@@ -164,8 +152,8 @@ def test_picture_metrics_equal_a_computation_by_hand():
     ssim /= blur(a) ** 2 + blur(b) ** 2 + 0.01**2
     ssim /= covariance(a, a) + covariance(b, b) + 0.03**2
     mse = ((a - b) ** 2).mean((1, 2, 3))
-    psnr = -10 * np.log10(mse)
-    expected = {"mse": mse.mean(), "psnr_db": psnr.mean(), "ssim": ssim.mean()}
+    psnr_db = -10 * np.log10(mse)
+    expected = {"mse": mse.mean(), "psnr_db": psnr_db.mean(), "ssim": ssim.mean()}
     assert metrics.picture_metrics(x_hat, x) == pytest.approx(expected, rel=1e-4)
 
 
@@ -179,10 +167,10 @@ def test_frechet_distance_of_known_gaussians():
     assert metrics.frechet_distance(real, fake) == pytest.approx(5 + 4 + 1, rel=0.02)
 
 
-@pytest.mark.parametrize("n, features", [(300, 5), (30, 40)], ids=["full rank", "few images"])
-def test_frechet_distance_equals_one_with_scipys_matrix_root(n, features):
-    real = (randn(n, features) @ randn(features, features, seed=1)).double()
-    fake = (randn(n + 9, features, seed=2) @ randn(features, features, seed=3) + 1).double()
+@pytest.mark.parametrize("n, dims", [(300, 5), (30, 40)])
+def test_frechet_distance_equals_one_with_scipys_matrix_root(n, dims):
+    real = (randn(n, dims) @ randn(dims, dims, seed=1)).double()
+    fake = (randn(n + 9, dims, seed=2) @ randn(dims, dims, seed=3) + 1).double()
     a, b = np.cov(real.numpy().T), np.cov(fake.numpy().T)
     root_a = scipy.linalg.sqrtm(a)
     root = scipy.linalg.sqrtm(root_a @ b @ root_a).real
@@ -193,32 +181,28 @@ def test_frechet_distance_equals_one_with_scipys_matrix_root(n, features):
 def test_the_released_feature_net_takes_uint8_and_float_grey_and_colour_of_any_size(shapes):
     net = metrics.load_feature_net()
     images = shapes.train.images.repeat(3, 1, 1, 1)[:502]  # more than one pass
-    features = metrics.image_features(images, net)
-    assert features.shape == (502, 464)
-    torch.testing.assert_close(features[-3:], net.features(images[-3:] / 255), rtol=1e-3, atol=1e-3)
+    result = metrics.image_features(images, net)
+    assert result.shape == (502, 464)
+    torch.testing.assert_close(result[-3:], net.features(images[-3:] / 255), rtol=1e-3, atol=1e-3)
     grey = rand(2, 1, 28, 28)
     torch.testing.assert_close(net.features(grey), net.features(grey.expand(-1, 3, -1, -1)))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100, "other weights"], ids=repr)
-def test_a_missing_or_damaged_feature_net_is_refused_in_one_sentence(
-    tmp_path, monkeypatch, content
-):
+@pytest.mark.parametrize("content", [None, b"", b"no weights", "others"], ids=str)
+def test_a_damaged_feature_net_is_refused_in_one_sentence(tmp_path, monkeypatch, content):
     path = tmp_path / "features.safetensors"
-    path.with_suffix(".json").write_text(json.dumps({"weights_sha256": "of the released ones"}))
-    if content == "other weights":
-        content = metrics.safetensors.torch.save(metrics.FeatureNet().state_dict())
-    if content is not None:
+    path.with_suffix(".json").write_text('{"weights_sha256": "of the released ones"}')
+    if content == "others":
+        safetensors.torch.save_file(metrics.FeatureNet().state_dict(), path)
+    elif content is not None:
         path.write_bytes(content)
-    monkeypatch.setattr(metrics, "FEATURES", path)
-    with pytest.raises(
-        vae.CheckpointError, match=r"missing or damaged .*features\.py\.$"
-    ) as caught:
+    monkeypatch.setattr(features, "RELEASED", path)
+    with pytest.raises(vae.CheckpointError, match=r"damaged .*features\.py\.$") as caught:
         metrics.load_feature_net()
     assert "\n" not in str(caught.value)
 
 
-# ── Codes: mixture and gap ──────────────────────────────────────────────────────────────────────
+# ── Codes and paths ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_samples_have_the_moments_of_the_mixture_and_come_shuffled():
@@ -234,7 +218,6 @@ def test_samples_have_the_moments_of_the_mixture_and_come_shuffled():
     first = mixture.predict(z[:300].double().numpy())
     np.testing.assert_allclose(np.bincount(first, minlength=3) / 300, weights, atol=0.12)
     assert torch.equal(metrics.sample_mixture(mixture, 30_000, seed=2), z)
-    assert not torch.equal(metrics.sample_mixture(mixture, 30_000, seed=3), z)
 
 
 def test_the_gap_to_the_prior_is_the_kl_of_the_fitted_gaussian():
@@ -243,12 +226,8 @@ def test_the_gap_to_the_prior_is_the_kl_of_the_fitted_gaussian():
     fitted = MultivariateNormal(z.mean(0), torch.cov(z.T))
     prior = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
     assert gap["fit_kl_nats"] == pytest.approx(kl_divergence(fitted, prior).item())
-    assert gap["mean_norm"] == pytest.approx(z.mean(0).norm().item())
-    eigenvalues = np.linalg.eigvalsh(np.cov(z.T.numpy()))
-    assert [gap["variance_min"], gap["variance_max"]] == pytest.approx(eigenvalues[[0, 2]].tolist())
-
-
-# ── Paths ───────────────────────────────────────────────────────────────────────────────────────
+    eigenvalues = np.linalg.eigvalsh(np.cov(z.T))
+    assert (gap["variance_min"], gap["variance_max"]) == pytest.approx(tuple(eigenvalues[[0, 2]]))
 
 
 @given(method=st.sampled_from(sorted(vae.METHODS)), n=st.integers(1, 20))

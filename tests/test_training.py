@@ -10,13 +10,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SMALL, take
-from torch import nn
+from conftest import ROOT, SMALL
+from hypothesis import given
+from hypothesis import strategies as st
 
-# import train
+import train
 import vae_helpers as vae
 
-LOSSES = ("reconstruction_nats", "kl_nats", "total_nats")
 BEST = {"norm": "batch", "residual": 1, "likelihood": "gaussian", "schedule": "one_cycle"}
 
 
@@ -34,47 +34,77 @@ def weights(model):
     return torch.cat([value.flatten() for value in model.state_dict().values()])
 
 
-# ── The loop ──
-
-
-def test_one_step_is_one_step_of_adam_on_the_mean_loss(shapes):
-    """A whole epoch in one batch, for an autoencoder, which has no noise."""
-    config = vae.config_for(shapes, **SMALL | {"batch_size": 192}, epochs=1, model="ae")
-    model, history = fit(shapes, config)
-    by_hand = vae.build_model(config)
-    optimiser = torch.optim.Adam(by_hand.parameters(), lr=config.lr)
-    x = shapes.train.images / 255
-    loss = F.binary_cross_entropy(torch.sigmoid(by_hand(x).x_raw), x, reduction="sum") / len(x)
-    loss.backward()
-    optimiser.step()
-    assert history[0]["train_reconstruction_nats"] == pytest.approx(loss.item(), rel=1e-4)
-    torch.testing.assert_close(weights(model), weights(by_hand), rtol=1e-3, atol=1e-5)
+def one_cycle(step, steps, top):
+    """A cosine from top / 25 up for three tenths of the steps, and down to top / 250,000."""
+    peak, last = 0.3 * steps - 1, steps - 1
+    if step <= peak:
+        return top + (top / 25 - top) * (1 + math.cos(math.pi * step / peak)) / 2
+    fall = (1 + math.cos(math.pi * (step - peak) / (last - peak))) / 2
+    return top / 250_000 + (top - top / 250_000) * fall
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"arch": "fc", "width": 64}, {"likelihood": "squared_error"}, BEST], ids=str
+    "choices", [{}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}], ids=str
 )
-def test_losses_of_training_and_validation_images_fall(shapes, choices):
-    _, history = fit(shapes, vae.config_for(shapes, **SMALL | {"lr": 3e-3, "epochs": 4} | choices))
-    for split in ("train", "val"):
-        first, last = (history[i][f"{split}_total_nats"] for i in (0, -1))
-        assert last < first - 0.02 * abs(first)
+def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
+    """PyTorch's Adam on the mean loss of shuffled batches of 50, 50, 50 and 42 images.
 
-
-@pytest.mark.parametrize("beta", [0, 0.5, 4])
-def test_the_history_has_every_loss_and_one_beta_for_both_splits(shapes, config, beta):
-    _, history = fit(shapes, dataclasses.replace(config, beta=beta))
-    keys = {"epoch", "seconds", "train_penalty"}
-    for loss in LOSSES:
-        keys |= {f"train_{loss}", f"val_{loss}"}
-    assert [row["epoch"] for row in history] == [1, 2]
-    assert history[0]["seconds"] < history[1]["seconds"]
+    Of an autoencoder, which has no noise.
+    """
+    config = dataclasses.replace(config, model="ae", batch_size=50, **choices)
+    model, history = fit(shapes, config)
+    by_hand = vae.build_model(config)
+    optimiser = torch.optim.Adam(by_hand.parameters(), lr=config.lr)
+    order = torch.Generator().manual_seed(config.seed)
+    average = n = 0
     for row in history:
-        assert row.keys() == keys
-        for split in ("train", "val"):
-            reconstruction, kl, total = (row[f"{split}_{loss}"] for loss in LOSSES)
+        total = 0
+        for batch in torch.randperm(192, generator=order).split(50):
+            if config.schedule == "one_cycle":
+                optimiser.param_groups[0]["lr"] = one_cycle(n, 8, config.lr)
+            x = shapes.train.images[batch] / 255
+            x_raw = by_hand(x).x_raw
+            nats = F.binary_cross_entropy_with_logits(x_raw, x, reduction="sum")
+            optimiser.zero_grad()
+            (nats / len(x)).backward()
+            optimiser.step()
+            decay = min(config.ema, (1 + n) / (10 + n)) if n else 0
+            average = decay * average + (1 - decay) * weights(by_hand)
+            total += nats.item()
+            n += 1
+        assert row["train_reconstruction_nats"] == pytest.approx(total / 192, rel=1e-5)
+    torch.testing.assert_close(weights(model), average, rtol=1e-3, atol=2e-5)
+    validation = vae.image_losses(model, shapes.val.images)[0].mean().item()
+    assert history[-1]["val_reconstruction_nats"] == validation  # of the averaged weights
+
+
+@pytest.mark.parametrize(
+    "choices", [{"beta": 0.5}, {"arch": "fc", "width": 64}, {"likelihood": "squared_error"}, BEST]
+)
+def test_losses_fall_and_total_is_reconstruction_plus_beta_times_kl(shapes, choices):
+    config = vae.config_for(shapes, **SMALL | {"lr": 3e-3, "epochs": 4} | choices)
+    _, history = fit(shapes, config)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[0]["seconds"] < history[1]["seconds"]
+    keys = {"epoch", "seconds", "train_penalty"}
+    for split in ("train", "val"):
+        names = [f"{split}_{loss}_nats" for loss in ("reconstruction", "kl", "total")]
+        keys.update(names)
+        for row in history:
+            reconstruction, kl, total = (row[name] for name in names)
             assert kl > 0
-            assert total == pytest.approx(reconstruction + beta * kl)
+            assert total == pytest.approx(reconstruction + config.beta * kl)
+        first, last = (history[epoch][names[-1]] for epoch in (0, -1))
+        assert last < first - 0.02 * abs(first)
+    assert history[0].keys() == keys
+
+
+@given(st.integers(1, 200), st.integers(2, 50), st.sampled_from(["none", "batch"]))
+def test_batches_hold_every_image_once_and_none_alone_where_they_are_compared(n, size, norm):
+    config = vae.Config(dataset="shapes", batch_size=size, norm=norm)
+    batches = vae.shuffled_batches(n, config, torch.Generator())
+    assert sorted(torch.cat(batches).tolist()) == list(range(n))
+    assert norm == "none" or len(batches[-1]) > 1 or n == 1
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_global_random_state(shapes, config):
@@ -89,99 +119,26 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_global_random_state(shap
     assert not torch.equal(weights(first), weights(other))
 
 
-def test_validation_images_are_measured_and_test_images_not_even_read(shapes, config):
-    other = dataclasses.replace(shapes, val=shapes.test, test=None)
+def test_validation_images_change_no_weights_and_test_images_are_not_even_read(shapes, config):
     first, _ = fit(shapes, config)
-    second, history = fit(other, config)
+    second, history = fit(dataclasses.replace(shapes, val=shapes.test, test=None), config)
     assert torch.equal(weights(first), weights(second))
-    reconstruction, kl = vae.image_losses(second, shapes.test.images)
-    assert history[-1]["val_reconstruction_nats"] == reconstruction.mean().item()
-    assert history[-1]["val_kl_nats"] == kl.mean().item()
-
-
-@pytest.mark.parametrize("n", [64, 70])
-def test_every_image_counts_once_even_when_the_last_batch_is_small(shapes, config, n):
-    """With a step so small that the weights stay where they are."""
-    few = take(shapes, n, 8, 8)
-    model, history = fit(few, dataclasses.replace(config, epochs=1, model="ae", lr=1e-12))
-    expected = vae.image_losses(model, few.train.images)[0].mean().item()
-    assert history[0]["train_reconstruction_nats"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_one_image_left_over_joins_the_last_batch_where_batches_are_compared(shapes, config):
-    """Five halvings leave one position: its batch statistics need more than one image."""
-    few = take(shapes, 33, 8, 8)
-    fit(few, dataclasses.replace(config, norm="batch", depth=5, width=1, epochs=1))
+    kl = vae.image_losses(second, shapes.test.images)[1].mean().item()
+    assert history[-1]["val_kl_nats"] == kl
 
 
 def test_a_loss_that_is_not_finite_stops_in_one_sentence(shapes, config):
-    with pytest.raises(vae.TrainingDiverged, match="epoch 1, .*smaller lr than 1e.20") as caught:
-        fit(shapes, dataclasses.replace(config, lr=1e20))
+    with pytest.raises(vae.TrainingDiverged, match="epoch 1, .*smaller lr than 1e.09") as caught:
+        fit(shapes, dataclasses.replace(config, lr=1e9))
     assert "\n" not in str(caught.value)
-
-
-# ── Step size, warm-up, moving average, sigma ──
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """(step size, weights after it) of every step that Adam makes."""
-    recorded, step = [], torch.optim.Adam.step
-
-    def recording(self, *args, **kwargs):
-        step(self, *args, **kwargs)
-        [group] = self.param_groups
-        parameters = torch.cat([p.detach().flatten() for p in group["params"]])
-        recorded.append((group["lr"], parameters))
-
-    monkeypatch.setattr(torch.optim.Adam, "step", recording)
-    return recorded
-
-
-def test_one_cycle_is_a_cosine_up_for_three_tenths_of_the_steps_and_down(shapes, config, steps):
-    """Smith & Topin 2018 in PyTorch's form: from lr / 25 to lr, then to lr / 250,000."""
-    fit(shapes, dataclasses.replace(config, epochs=5, schedule="one_cycle"))
-    low, top, end = config.lr / 25, config.lr, config.lr / 250_000
-    expected = [top + (low - top) * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
-    expected += [end + (top - end) * (1 + math.cos(math.pi * i / 21)) / 2 for i in range(22)]
-    assert [size for size, _ in steps] == pytest.approx(expected)  # 5 epochs of 6 batches
-
-
-@pytest.mark.parametrize("decay", [0.3, 0.999])
-def test_ema_averages_the_weights_and_leaves_training_alone(shapes, config, steps, decay):
-    """After n steps the decay is at most (1 + n) / (10 + n): the first weights are forgotten."""
-    fit(shapes, config)
-    without = [parameters for _, parameters in steps]
-    steps.clear()
-    model, _ = fit(shapes, dataclasses.replace(config, ema=decay))
-    average = without[0]
-    for n, (size, parameters) in enumerate(steps):
-        assert size == config.lr
-        assert torch.equal(parameters, without[n])
-        if n:
-            d = min(decay, (1 + n) / (10 + n))
-            average = d * average + (1 - d) * parameters
-    result = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.testing.assert_close(result, average, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(result, without[-1], rtol=1e-3, atol=1e-5)
-
-
-def test_validation_and_on_epoch_see_the_averaged_weights(shapes, config):
-    model = vae.build_model(dataclasses.replace(config, ema=0.9))
-    measured = []
-
-    def measure(history):
-        measured.append(vae.image_losses(model, shapes.val.images)[1].mean().item())
-
-    history = vae.fit(model, shapes, model.config, on_epoch=measure)
-    assert measured == [row["val_kl_nats"] for row in history]
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
 def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config, warmup):
     """The weight of the KL in a step is the gradient that reaches it."""
     config = dataclasses.replace(config, beta=4, kl_warmup=warmup, epochs=3)
-    model, gradients = vae.build_model(config), []
+    model = vae.build_model(config)
+    gradients = []
 
     def code_nats(out):
         kl = vae.kl_nats(out.mu, out.logvar)
@@ -191,29 +148,17 @@ def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config, war
 
     model.code_nats = code_nats
     vae.fit(model, shapes, config)
-    expected = [4 * min(1, i / 12) if warmup else 4 for i in range(18)]  # 3 epochs of 6 batches
-    assert gradients == pytest.approx(expected, rel=1e-5)
+    rising = [4 * step / 12 for step in range(6 * warmup)]  # an epoch has 6 batches
+    assert gradients == pytest.approx(rising + [4] * (18 - len(rising)), rel=1e-5)
 
 
-def test_calibrate_gives_the_root_mean_squared_error_of_the_first_images(shapes, config):
-    """600 images are more than one pass; an autoencoder, so that no noise differs."""
-    model = vae.build_model(dataclasses.replace(config, model="ae", likelihood="gaussian"))
-    images = shapes.train.images.repeat(4, 1, 1, 1)
-    vae.calibrate(model, vae.Split(images, torch.zeros(len(images))), 600)
-    x = images[:600] / 255
+def test_sigma_is_the_root_mean_squared_error_of_the_training_images(shapes, config):
+    """With the weights that the run ends with; of an autoencoder, so that no noise differs."""
+    model, _ = fit(shapes, dataclasses.replace(config, model="ae", likelihood="gaussian", ema=0.9))
+    x = shapes.train.images / 255
     with torch.no_grad():
         x_hat = torch.sigmoid(model(x).x_raw)
-    assert model.sigma.item() == pytest.approx(F.mse_loss(x_hat, x).sqrt().item(), rel=1e-4)
-
-
-def test_a_gaussian_run_ends_with_the_sigma_of_its_last_weights(shapes, config):
-    model, _ = fit(shapes, dataclasses.replace(config, likelihood="gaussian", ema=0.9))
-    sigma = model.sigma.item()
-    vae.calibrate(model, shapes.train)
-    assert model.sigma.item() == sigma != pytest.approx(0.1)
-
-
-# ── Evaluation ──
+    assert model.sigma.item() == pytest.approx(F.mse_loss(x_hat, x).sqrt().item(), rel=1e-5)
 
 
 def test_image_losses_equal_a_computation_by_hand(model, shapes):
@@ -240,90 +185,64 @@ def test_image_losses_do_not_depend_on_the_batch(shapes, config):
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
 def test_evaluate_adds_up_and_measures_the_reconstruction_at_mu(shapes, config, likelihood):
     model = vae.build_model(dataclasses.replace(config, likelihood=likelihood))
-    images = shapes.test.images
+    images, unit = shapes.test.images, shapes.test.images / 255
     metrics = vae.evaluate(model, images)
-    reconstruction, kl = vae.image_losses(model, images)
-    total = (reconstruction + kl).numpy()
+    total = sum(vae.image_losses(model, images)).numpy()
     assert metrics["total_nats"] == pytest.approx(total.mean())
     assert metrics["total_nats_se"] == pytest.approx(total.std(ddof=1) / math.sqrt(48))
-    x = images / 255
-    with torch.no_grad():
-        mu, _ = model.encoder(2 * x - 1 if likelihood == "squared_error" else x)
-        x_raw = model.decoder(mu)
-    x_hat = torch.sigmoid(x_raw)
-    if likelihood == "squared_error":
-        x_hat = (torch.tanh(x_raw) + 1) / 2
-    assert metrics["mse"] == pytest.approx(F.mse_loss(x_hat, x).item(), rel=1e-4)
+    x_hat = vae.decode_images(model, vae.encode_images(model, images)[0])
+    assert metrics["mse"] == pytest.approx(F.mse_loss(x_hat, unit).item(), rel=1e-5)
     assert ("floor_nats" in metrics) == (likelihood == "bernoulli")
     if likelihood == "bernoulli":
-        floor = F.binary_cross_entropy(x, x, reduction="sum").item() / 48
-        assert metrics["floor_nats"] == pytest.approx(floor, rel=1e-5)
+        floor = F.binary_cross_entropy(unit, unit, reduction="sum").item() / 48
         assert metrics["excess_nats"] == pytest.approx(metrics["total_nats"] - floor, rel=1e-4)
 
 
-class BrightnessEncoder(nn.Module):
-    """mu = (0, b / 2, 5 b, 7) of the brightness b: one of the four varies enough to be active."""
-
-    def forward(self, x):
-        mu = x.mean((1, 2, 3))[:, None] * torch.tensor([0, 0.5, 5, 0])
-        mu = mu + torch.tensor([0, 0, 0, 7.0])
-        return mu, torch.zeros_like(mu)
-
-
-def test_active_dims_are_those_whose_mu_varies_by_more_than_the_threshold(config):
-    model = vae.build_model(config)
-    model.encoder = BrightnessEncoder()
-    images = torch.linspace(100, 150, 50).byte()[:, None, None, None].expand(50, 3, 32, 32)
-    assert vae.evaluate(model, images)["active_dims"] == 1  # the brightness varies by 0.0034
-
-
-# ── 16 bits, and several processes ──
+def test_active_dims_are_those_whose_mu_varies_by_more_than_a_hundredth(model):
+    spread = torch.tensor([0, 0.05, 0.2, 1])
+    mu = 7 + spread * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    assert model.describe_codes(mu)["active_dims"] == 2
 
 
 @pytest.mark.parametrize("choices", [{}, BEST], ids=["vae", "best"])
 def test_the_loss_curve_in_bfloat16_is_that_in_float32(shapes, config, monkeypatch, choices):
-    curves = []
+    curves = {}
     for name in ("float32", "bfloat16"):
         monkeypatch.setenv("VAE_PRECISION", name)
         _, history = fit(shapes, dataclasses.replace(config, lr=3e-3, **choices))
-        curves.append([row[f"{s}_total_nats"] for row in history for s in ("train", "val")])
-    assert curves[0] != curves[1]
-    assert curves[1] == pytest.approx(curves[0], abs=0.02 * max(map(abs, curves[0])))
+        rows = [(row["train_total_nats"], row["val_total_nats"]) for row in history]
+        curves[name] = torch.tensor(rows)
+    largest_difference = (curves["float32"] - curves["bfloat16"]).abs().max()
+    assert 0 < largest_difference < 0.02 * curves["float32"].abs().max()
 
 
-def test_precision_follows_the_hardware_unless_VAE_PRECISION_names_one(monkeypatch):
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.delenv("VAE_PRECISION")
-    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        capability = (8 if native else 7, 0)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda n=native: n, False)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert vae.precision(cpu) == vae.precision(cuda) == dtype
-    monkeypatch.setenv("VAE_PRECISION", "bfloat16")
-    assert vae.precision(cpu) == torch.bfloat16
+def test_precision_is_what_VAE_PRECISION_names_else_what_the_processor_does_itself(monkeypatch):
+    cpu = torch.device("cpu")
+    for name in ("float32", "bfloat16"):
+        monkeypatch.setenv("VAE_PRECISION", name)
+        assert vae.precision(cpu) == getattr(torch, name)
     monkeypatch.setenv("VAE_PRECISION", "int8")
     with pytest.raises(vae.VAEError, match="must be float32 or bfloat16, not 'int8'"):
         vae.precision(cpu)
-
-
-FLAGS = "--dataset shapes --max_images 299 --image_size 16 --latent_dim 4 --width 8 --epochs 2"
-
-
-def torchrun(folder, *flags):
-    """Two processes of train.py; 299 images are shares of 50 and 50, at last 50 and 49."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
-    command = [*start, *FLAGS.split(), "--batch_size", "100", "--out", str(folder), *flags]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    monkeypatch.delenv("VAE_PRECISION")
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda n=native: n, False)
+        assert vae.precision(cpu) == dtype
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_train_what_one_does(tmp_path):
-    """An autoencoder, because a vae draws other noise in each process."""
-    one = train.main(
-        [*FLAGS.split(), "--batch_size", "100", "--model", "ae", "--out", str(tmp_path / "one")]
-    )
-    done = torchrun(tmp_path / "two", "--model", "ae")
+    """An autoencoder, because a vae draws other noise in each process.
+
+    299 images are shares of 50 and 50, and of the last batch 50 and 49.
+    """
+    flags = "--dataset shapes --model ae --max_images 299 --image_size 16 --latent_dim 4 --width 8"
+    arguments = [*flags.split(), "--epochs", "2", "--batch_size", "100", "--out"]
+    one = train.main([*arguments, str(tmp_path / "one")])
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*start, *arguments, str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved in") == 1
     record = json.loads((tmp_path / "two" / "model.json").read_text())
@@ -331,10 +250,9 @@ def test_two_processes_train_what_one_does(tmp_path):
     for row, row_of_two in zip(one.record["history"], record["history"]):
         del row["seconds"], row_of_two["seconds"]
         assert row_of_two == pytest.approx(row, rel=1e-4)
-    assert record["test"] == pytest.approx(one.record["test"], rel=1e-4)
 
 
-def test_a_vq_vae_is_refused_under_torchrun(shapes, config, monkeypatch):
+def test_a_vq_vae_is_refused_under_torchrun(config, monkeypatch):
     monkeypatch.setattr(vae, "processes", lambda: (0, 2))
     with pytest.raises(vae.VAEError, match="without torchrun"):
         vae.build_model(dataclasses.replace(config, model="vq_vae"))

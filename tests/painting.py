@@ -1,0 +1,243 @@
+"""Image files that tests make: each picture carries its number in its colour, so that a test can
+say which image it sees, whatever became of the file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import shutil
+import struct
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from support.datasets import import_torchvision
+
+SPLITS = ("train", "val", "test")
+LAYOUTS = {
+    "flat": "{i:02}.png",
+    "classes": "{c}/{i:02}.png",
+    "splits": "{split}/{c}/{i:02}.png",
+    "three splits": "{part}/{c}/{i:02}.png",
+    "lone train": "train/{c}/{i:02}.png",
+}
+
+
+def paint(path: Path, number: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """Write an image of one colour, which says its number; size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, (20 + 8 * number, 255 - 8 * number, 100))
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    image.save(path, "PNG")
+    return path
+
+
+def paint_noise(
+    folder: Path, count: int, size: tuple[int, int] = (24, 24), mode: str = "RGB"
+) -> Path:
+    """A flat folder of images of random pixels; size is (width, height)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{i:03}.png")
+    return folder
+
+
+def tree(folder: Path, layout: str, top: str = "") -> Path:
+    """20 images of class even or odd; where the layout names splits, the last 5 are for testing."""
+    for i in range(20):
+        words = {
+            "i": i,
+            "c": ("even", "odd")[i % 2],
+            "split": ("train", "test")[i // 15],
+            "part": ("Training", "Training", "VALID", "Testing")[i // 5],
+        }
+        paint(folder / top / LAYOUTS[layout].format(**words), i)
+    return folder
+
+
+def zip_folder(folder: Path, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def damaged(path: Path) -> None:
+    """A file that begins like a zip and ends at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"PK\x03\x04 cut short")
+
+
+# ── What was loaded ──────────────────────────────────────────────────────────────────────────────
+
+
+def numbers(split) -> list[int]:
+    """The numbers that paint() gave to the images of a split; resizing may lie between."""
+    return [round((int(image[0, 0, 0]) - 20) / 8) for image in split.images]
+
+
+def all_numbers(data) -> list[int]:
+    return sorted(numbers(data.train) + numbers(data.val) + numbers(data.test))
+
+
+def all_images(data) -> torch.Tensor:
+    return torch.cat([data.train.images, data.val.images, data.test.images])
+
+
+def sizes(data) -> list[int]:
+    return [len(getattr(data, name).images) for name in SPLITS]
+
+
+def labels_follow(data, label_of) -> bool:
+    """Whether every painted image has the label of its number."""
+    for name in SPLITS:
+        split = getattr(data, name)
+        if split.labels.tolist() != list(map(label_of, numbers(split))):
+            return False
+    return True
+
+
+def same(a, b) -> bool:
+    pairs = []
+    for name in SPLITS:
+        pairs += zip(getattr(a, name), getattr(b, name))
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+# ── The files of known data sets ─────────────────────────────────────────────────────────────────
+
+
+def numbered(*shape: int) -> np.ndarray:
+    """30 images of random pixels with their numbers in the first one; 20 to 29 are for testing."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, *shape), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(30)
+    return pixels
+
+
+def downloads() -> dict[str, bytes]:
+    """The files of MNIST, Fashion-MNIST and CIFAR-10 by name, the last packed and unpacked."""
+    labels = np.arange(30, dtype=np.uint8) % 10
+    files = {}
+    pixels = numbered(28, 28, 1)
+    for prefix, part in (("train", slice(20)), ("t10k", slice(20, 30))):
+        count = len(labels[part])
+        images = struct.pack(">IIII", 0x803, count, 28, 28) + pixels[part].tobytes()
+        classes = struct.pack(">II", 0x801, count) + labels[part].tobytes()
+        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(images)
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(classes)
+
+    pixels = numbered(32, 32, 3).transpose(0, 3, 1, 2).reshape(30, -1)
+    batches = {"batches.meta": pickle.dumps({"label_names": list("abcdefghij")})}
+    parts = {f"data_batch_{i + 1}": slice(4 * i, 4 * i + 4) for i in range(5)}
+    for name, part in (parts | {"test_batch": slice(20, 30)}).items():
+        batch = {"data": pixels[part], "labels": labels[part].tolist()}
+        batches[name] = pickle.dumps(batch)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in batches.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return files | batches | {"cifar-10-python.tar.gz": packed.getvalue()}
+
+
+def serve(patch) -> SimpleNamespace:
+    """What torchvision's downloads receive: these files by name, or, while cut_off, half of them.
+
+    torchvision's own code fetches, checks and unpacks them. Replaced are the calls of urllib and
+    gdown, and the checksums: a file is whole when it has the bytes of the one that is served.
+    """
+    site = SimpleNamespace(files=downloads(), cut_off=False)
+
+    def fetch(url, path, *args):
+        content = site.files[Path(path).name]
+        Path(path).write_bytes(content[: len(content) // 2] if site.cut_off else content)
+
+    def fetch_from_drive(id, output, **options):
+        fetch(id, output)
+
+    def is_whole(path, md5):
+        return Path(path).read_bytes() == site.files[Path(path).name]
+
+    utils = import_torchvision().datasets.utils
+    patch.setattr(utils, "_urlretrieve", fetch)
+    patch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
+    patch.setattr(utils, "check_md5", is_whole)
+    patch.setitem(sys.modules, "gdown", SimpleNamespace(download=fetch_from_drive))
+    return site
+
+
+ATTRIBUTES = ("Bald", "Male", "Smiling")
+ATTRIBUTES_OF = [[i % 2 == 0, i % 3 == 0, i < 10] for i in range(50)]
+CELEBA_SPLITS = ["train"] * 14 + ["val"] * 3 + ["test"] * 3
+
+
+def write_attributes(folder: Path, rows=range(20)) -> None:
+    """CelebA's table of attributes, -1 or 1, for images 000001.jpg and so on."""
+    lines = [str(len(rows)), " ".join(ATTRIBUTES)]
+    for i in rows:
+        values = "  ".join("1" if value else "-1" for value in ATTRIBUTES_OF[i])
+        lines.append(f"{i + 1:06}.jpg  {values}")
+    (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_partition(folder: Path, splits=CELEBA_SPLITS) -> None:
+    """CelebA's table of splits, 0 to 2."""
+    lines = [f"{i + 1:06}.jpg {SPLITS.index(split)}\n" for i, split in enumerate(splits)]
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
+
+
+def write_celeba(folder: Path) -> Path:
+    """The official files: a zip of 20 images of 178x218, attributes and partition."""
+    for i in range(20):
+        paint(folder / "img_align_celeba" / f"{i + 1:06}.jpg", i, (178, 218))
+    shutil.make_archive(folder / "img_align_celeba", "zip", folder, "img_align_celeba")
+    shutil.rmtree(folder / "img_align_celeba")
+    write_attributes(folder)
+    write_partition(folder)
+    return folder
+
+
+def official(folder: Path) -> Path:
+    return folder / "img_align_celeba.zip"
+
+
+def half_unpacked(folder: Path) -> None:
+    paint(folder / "img_align_celeba" / "000001.jpg", 0, (178, 218))
+
+
+def unpacked(folder: Path, into: str = ".") -> None:
+    shutil.unpack_archive(official(folder), folder / into)
+    official(folder).unlink()
+
+
+def kaggle(folder: Path) -> None:
+    """Kaggle nests the folder of images, and gives .csv files with a header."""
+    unpacked(folder, "img_align_celeba")
+    headers = {"list_attr_celeba": ATTRIBUTES, "list_eval_partition": ["partition"]}
+    for stem, columns in headers.items():
+        lines = [["image_id", *columns]]
+        for row in (folder / f"{stem}.txt").read_text().splitlines():
+            if ".jpg" in row:
+                lines.append(row.split())
+        (folder / f"{stem}.csv").write_text("\n".join(map(",".join, lines)))
+        (folder / f"{stem}.txt").unlink()
+
+
+def kaggle_zip(folder: Path) -> None:
+    kaggle(folder)
+    zip_folder(folder, folder.with_suffix(".zip"))
+    shutil.rmtree(folder)
+
+
+CELEBA_LAYOUTS = (official, half_unpacked, unpacked, kaggle, kaggle_zip)

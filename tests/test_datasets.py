@@ -1,0 +1,450 @@
+"""Data sets: drawn shapes, folders and zips, the cache, torchvision's sets, CelebA, real images."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import struct
+import sys
+from unittest.mock import Mock
+
+import numpy as np
+import painting
+import pytest
+import safetensors.torch
+import torch
+from conftest import REAL_DATA
+from painting import SPLITS, all_images, all_numbers, labels_follow, numbers, same, sizes, tree
+from PIL import Image
+
+from support import images
+from support.datasets import SHAPE_NAMES, DatasetUnavailable, VAEError, draw_shapes, load_dataset
+
+
+def load_folder(path, size=8):
+    return load_dataset("folder", data_dir=path, image_size=size)
+
+
+def load_copies(folder, image, size=8, **options):
+    """Four TIFF files of one picture, and the images that are loaded from them."""
+    folder.mkdir()
+    for i in range(4):
+        image.save(folder / f"{i}.tif", **options)
+    return all_images(load_folder(folder, size))
+
+
+# ── Drawn shapes ─────────────────────────────────────────────────────────────────────────────────
+
+CENTRED = {"shape": 0, "hue": 0, "background_hue": 5, "size": 2, "x": 3, "y": 3, "rotation": 0}
+
+
+def coverage(pixels, **changes):
+    """How much of each pixel the shape covers; its red is 242 of 255, that of the background 63."""
+    factors = torch.tensor([list((CENTRED | changes).values())])
+    return (draw_shapes(factors, pixels)[0, 0].double() - 63) / (242 - 63)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("name", SHAPE_NAMES)
+def test_a_shape_covers_the_area_of_its_formula_however_it_is_turned(name, size):
+    a = 0.22 + 0.09 * size
+    b = 0.6 * a
+    areas = {"ellipse": math.pi * a * b, "rectangle": 1.8 * a * 1.6 * b, "triangle": 1.6 * a * a}
+    shape = SHAPE_NAMES.index(name)
+    covered = [coverage(128, shape=shape, size=size, rotation=r).sum().item() for r in range(8)]
+    assert covered == pytest.approx([areas[name] * (128 / 2) ** 2] * 8, rel=0.05)
+    assert max(covered) / min(covered) < 1.03
+
+
+def test_shapes_are_drawn_from_their_labels_each_in_one_split_only(all_shapes):
+    """As many different factors, and as many different images, as there are images."""
+    assert torch.equal(draw_shapes(all_shapes.test.labels[:50]), all_shapes.test.images[:50])
+    rows = torch.cat([getattr(all_shapes, split).labels for split in SPLITS])
+    assert len(rows.unique(dim=0)) == len(all_images(all_shapes).unique(dim=0)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "name, choices, says",
+    [
+        ("imagenet", {}, "'imagenet'.*cifar10.*shapes"),
+        ("folder", {}, "--data_dir"),
+        ("shapes", {"image_size": 1}, "image_size must be a whole number from 2"),
+        ("shapes", {"max_images": 10**6}, "can be at most 612,900"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_in_one_sentence(name, choices, says):
+    with pytest.raises(VAEError, match=says):
+        load_dataset(name, **choices)
+
+
+def test_fast_mode_takes_the_first_images_of_each_whole_split(monkeypatch, all_shapes):
+    """Else a model trained on all shapes is tested on its own training images in fast mode."""
+    monkeypatch.setenv("VAE_FAST", "1")
+    fast = load_dataset("shapes")
+    for split, count in zip(SPLITS, (1024, 256, 256)):
+        assert torch.equal(getattr(fast, split).labels, getattr(all_shapes, split).labels[:count])
+
+
+@pytest.mark.parametrize("count", [10, 3100])
+def test_max_images_gives_so_many_training_images_and_the_title_says_so(all_shapes, count):
+    data = load_dataset("shapes", max_images=count)
+    assert torch.equal(data.train.images[:3000], all_shapes.train.images[:count])
+    assert torch.equal(data.test.images, all_shapes.test.images) and sizes(data)[0] == count
+    assert data.title == f"shapes (synthetic), {count:,} training images"
+
+
+# ── A folder or zip of images ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("layout", painting.LAYOUTS)
+@pytest.mark.parametrize("top", ["", "a/b"])
+def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, layout, top):
+    folder = tree(tmp_path / "mine", layout, top)
+    (folder / "notes.txt").write_text("no image")
+    data = load_folder(folder)
+    from_zip = load_folder(painting.zip_folder(folder, tmp_path / "mine.zip"))
+    assert same(data, from_zip) and data.title == from_zip.title == "mine"
+    assert all_numbers(data) == list(range(20)) and capsys.readouterr().out == ""
+    assert labels_follow(data, lambda n: 0 if layout == "flat" else n % 2)
+    assert data.class_names == (() if layout == "flat" else ("even", "odd"))
+    if "splits" in layout:
+        assert sorted(numbers(data.test)) == list(range(15, 20))
+        assert layout == "splits" or sorted(numbers(data.val)) == list(range(10, 15))
+    else:
+        assert sizes(data) == [16, 2, 2]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
+def test_colour_modes_give_the_same_image_and_all_grey_ones_one_channel(tmp_path, mode):
+    for i in range(4):
+        painting.paint(tmp_path / "mine" / f"{i}.png", i, (7 + i, 31), mode)
+    data = load_folder(tmp_path / "mine")
+    assert data.channels == (3 if mode in ("RGB", "RGBA", "P") else 1)
+    assert data.channels == 1 or all_numbers(data) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "white, kind", [(65535, np.uint16), (2**31 - 1, np.int32), (1, np.float32), (255, np.float32)]
+)
+def test_wide_integers_and_floats_are_scaled_and_not_clipped(tmp_path, white, kind):
+    values = np.array([[0, white / 2], [white / 2, white]]).astype(kind)
+    loaded = load_copies(tmp_path / "mine", Image.fromarray(values), 2)
+    expected = torch.tensor([[0, 128], [128, 255]])
+    assert loaded.shape == (4, 1, 2, 2) and (loaded.int() - expected).abs().max() <= 1
+
+
+def test_the_centre_square_is_taken_after_the_camera_orientation(tmp_path):
+    """EXIF orientation 6, camera held upright: what is white on top of the file is on the right."""
+    tall = np.full((24, 8), 100, np.uint8)
+    tall[8:12] = 255
+    tall[12:16] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    loaded = load_copies(tmp_path / "mine", Image.fromarray(tall), exif=exif)
+    assert (loaded[..., 4:] == 255).all() and (loaded[..., :4] == 0).all()
+
+
+UNREADABLE = {
+    "no image": lambda path: path.write_bytes(b"\x89PNG not really"),
+    "negative values": lambda path: Image.fromarray(np.float32([[-1, 1]])).save(path, "TIFF"),
+    "a bomb of pixels, Pillow warns": lambda path: Image.new("1", (10_000, 9_500)).save(path),
+    "a bomb of pixels, Pillow refuses": lambda path: Image.new("1", (20_000, 10_000)).save(path),
+    "larger than LARGEST_FILE": lambda path: path.write_bytes(bytes(2 << 20)),
+    # Pillow would have Ghostscript run it.
+    "PostScript": lambda path: Image.new("RGB", (8, 8)).save(path, "EPS"),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_named_skipped_and_counted(
+    tmp_path, capsys, monkeypatch, recwarn, kind, zipped
+):
+    monkeypatch.setattr(images, "LARGEST_FILE", 1 << 20)
+    ghostscript = Mock(return_value=Image.new("RGB", (8, 8)).im)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
+    place = tree(tmp_path / "mine", "splits")
+    UNREADABLE[kind](place / "train" / "even" / "odd one.png")
+    if zipped:
+        place = painting.zip_folder(place, tmp_path / "mine.zip")
+    for _ in ("decoded", "from the cache"):
+        data = load_folder(place)
+        assert all_numbers(data) == list(range(20)) and labels_follow(data, lambda n: n % 2)
+        said = capsys.readouterr().out
+        assert "1 of 21 files" in said and "train/even/odd one.png" in said
+    assert not ghostscript.called and not list(recwarn)
+
+
+@pytest.mark.parametrize("place, value", [(16, 0), (24, 10)], ids=["checksum", "size"])
+def test_a_zip_with_a_damaged_member_never_gives_other_images(tmp_path, capsys, place, value):
+    archive = painting.zip_folder(tree(tmp_path / "mine", "flat"), tmp_path / "mine.zip")
+    content = bytearray(archive.read_bytes())
+    place += content.rindex(b"PK\x01\x02")  # the last member in the list of contents
+    content[place : place + 4] = struct.pack("<I", value)
+    archive.write_bytes(content)
+    assert all_numbers(load_folder(archive)) == list(range(19))
+    assert "1 of 20 files" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_read_and_printed(tmp_path, capsys):
+    """Files from an old Windows: Übung in Latin-1."""
+    folder = tmp_path / os.fsdecode(b"\xdcbungen")
+    try:
+        tree(folder, "classes")
+        (folder / "even").rename(folder / os.fsdecode(b"\xdcbung"))
+        (folder / "odd" / os.fsdecode(b"br\xfcchig.png")).write_bytes(b"broken")
+    except OSError:
+        pytest.skip("this file system knows no such names")
+    data = load_folder(folder)
+    said = capsys.readouterr().out
+    assert all_numbers(data) == list(range(20)) and "br\\udcfcchig.png" in said
+    "".join((data.title, *data.label_names, said)).encode()
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda folder: None, "not there"),
+        (lambda folder: painting.paint_noise(folder, 2), "2 images"),
+        (lambda folder: shutil.rmtree(tree(folder, "three splits") / "Training"), "only one"),
+        (painting.damaged, "not a readable zip"),
+    ],
+)
+def test_a_place_without_enough_images_is_refused_in_one_sentence(tmp_path, make, says):
+    make(tmp_path / "mine")
+    with pytest.raises(DatasetUnavailable, match=says) as caught:
+        load_folder(tmp_path / "mine")
+    assert str(tmp_path / "mine") in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ── The cache ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A folder that was loaded once, what was loaded, and its only file in the cache."""
+    folder = tree(tmp_path / "mine", "splits")
+    data = load_folder(folder)
+    [file] = (tmp_path / "cache").iterdir()
+    return folder, data, file
+
+
+def test_images_come_from_the_cache_until_a_file_or_the_size_changes(cached):
+    folder, data, _ = cached
+    image = folder / "test" / "odd" / "15.png"
+    before = image.stat()
+    image.write_bytes(bytes(before.st_size))
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert same(load_folder(folder), data)  # nobody looked into the file
+    os.utime(painting.paint(image, 29), (1, 1))
+    assert sorted(numbers(load_folder(folder).test)) == [16, 17, 18, 19, 29]
+    assert load_folder(folder, 6).image_size == 6
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another bit", "another program's"])
+def test_a_damaged_or_foreign_cache_is_rebuilt(cached, damage):
+    folder, data, file = cached
+    content = file.read_bytes()
+    other = safetensors.torch.save({"images": torch.zeros(2)})
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    file.write_bytes({"cut short": content[:-100], "another bit": flipped}.get(damage, other))
+    assert same(load_folder(folder), data) and file.read_bytes() == content
+
+
+@pytest.mark.parametrize("error", [OSError, safetensors.SafetensorError])
+def test_a_cache_that_cannot_be_written_only_prints(tmp_path, monkeypatch, capsys, error):
+    """safetensors reports a full disk with an error of its own."""
+    monkeypatch.setattr(safetensors.torch, "save_file", Mock(side_effect=error("no space left")))
+    assert all_numbers(load_folder(tree(tmp_path / "mine", "flat"))) == list(range(20))
+    assert "could not be cached" in capsys.readouterr().out
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_others_can_read_the_cache_where_the_user_lets_them(cached, tmp_path):
+    """safetensors makes files for their owner alone."""
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert cached[2].stat().st_mode == usual.stat().st_mode
+
+
+# ── torchvision's data sets and their download ───────────────────────────────────────────────────
+
+DOWNLOADED = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    return painting.serve(monkeypatch)
+
+
+def check_pixels(name):
+    """30 images, each with its own pixels in axes C, H, W and its label; 20 to 29 are the test."""
+    data = load_dataset(name)
+    assert sizes(data) == [18, 2, 10] and len(data.class_names) == 10
+    pixels = torch.from_numpy(painting.numbered(*DOWNLOADED[name])).permute(0, 3, 1, 2)
+    for split in SPLITS:
+        loaded, labels = getattr(data, split)
+        rows = loaded[:, 0, 0, 0].long()
+        assert torch.equal(loaded, pixels[rows]) and torch.equal(labels, rows % 10)
+        assert ((rows >= 20) == (split == "test")).all()
+    assert all_images(data)[:, 0, 0, 0].sort().values.tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_a_download_gives_the_pixels_and_labels_also_after_one_that_was_cut_off(server, name):
+    server.cut_off = True
+    with pytest.raises(DatasetUnavailable, match="download: "):
+        load_dataset(name)
+    server.cut_off = False
+    check_pixels(name)
+    server.cut_off = True  # and is not repeated
+    check_pixels(name)
+
+
+@pytest.mark.parametrize("name", [*DOWNLOADED, "celeba"])
+@pytest.mark.parametrize("how", ["VAE_FAST", "download=False", "no network"])
+def test_without_a_download_it_says_what_was_tried_and_three_ways_out(
+    tmp_path, monkeypatch, capsys, name, how
+):
+    unreachable = Mock(side_effect=OSError("no route to host"))
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setitem(sys.modules, "gdown", Mock(download=unreachable))
+    if how == "VAE_FAST":
+        monkeypatch.setenv("VAE_FAST", "1")
+    data = load_dataset(name, download=how != "download=False", or_shapes=True)
+    assert data.name == "shapes" and data.image_size == 32 and "shapes" in data.title
+    said = capsys.readouterr().out
+    assert ("no route to host" if how == "no network" else "download: not allowed") in said
+    ways_out = ("\n  1. put", "\n  2. set VAE_DATA", "delete what is damaged", "\n  3. use")
+    for part in (tmp_path / "data", f"{name}.zip", *ways_out):
+        assert str(part) in said
+
+
+def test_a_jpeg_copy_is_called_so_and_nothing_is_written_beside_it(tmp_path):
+    for file in list(tree(tmp_path / "mine", "splits").rglob("*.png")):
+        file.rename(file.with_suffix(".jpg"))
+    archive = painting.zip_folder(tmp_path / "mine", tmp_path / "data" / "cifar10.zip")
+    data = load_dataset("cifar10", image_size=8, download=False)
+    assert data.title == "CIFAR-10 (JPEG copy)" and data.name == "cifar10"
+    assert sorted(numbers(data.test)) == list(range(15, 20))
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+# ── CelebA ───────────────────────────────────────────────────────────────────────────────────────
+
+TABLE = "list_attr_celeba.txt"
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    return painting.write_celeba(tmp_path / "data" / "celeba")
+
+
+def load_celeba(size=8, download=False):
+    return load_dataset("celeba", image_size=size, download=download)
+
+
+@pytest.mark.parametrize("layout", painting.CELEBA_LAYOUTS)
+def test_celeba_is_read_in_every_layout(celeba, layout):
+    layout(celeba)
+    data = load_celeba()
+    assert data.label_names == painting.ATTRIBUTES and data.title == "CelebA (20 images)"
+    assert all_numbers(data) == list(range(20)) and data.class_names == ()
+    assert labels_follow(data, painting.ATTRIBUTES_OF.__getitem__)
+    assert sorted(numbers(data.val)) == [14, 15, 16]
+    assert sorted(numbers(data.test)) == [17, 18, 19]
+
+
+def test_celeba_is_downloaded_unless_the_quota_is_used_up(celeba, tmp_path, server):
+    celeba.rename(tmp_path / "drive")
+    server.files = {file.name: file.read_bytes() for file in (tmp_path / "drive").iterdir()}
+    # torchvision reads three more tables, of the same forms.
+    server.files["identity_CelebA.txt"] = server.files["list_eval_partition.txt"]
+    for name in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
+        server.files[name] = server.files[TABLE]
+    server.cut_off = True  # as with the page about the quota, the checksum does not fit
+    with pytest.raises(DatasetUnavailable, match="Kaggle's copy has none"):
+        load_celeba(download=True)
+    server.cut_off = False
+    assert all_numbers(load_celeba(download=True)) == list(range(20))
+
+
+def test_celeba_follows_corrected_tables_and_counts_images_without_a_row(celeba, capsys):
+    """The sizes of the splits stay, and the cache must not."""
+    load_celeba()
+    swapped = ["test", *painting.CELEBA_SPLITS[1:-1], "train"]
+    painting.write_partition(celeba, swapped)
+    assert sorted(numbers(load_celeba().test)) == [0, 17, 18]
+    painting.write_partition(celeba, swapped[:18])
+    painting.write_attributes(celeba, range(1, 20))
+    data = load_celeba()
+    assert all_numbers(data) == list(range(1, 18))
+    assert labels_follow(data, painting.ATTRIBUTES_OF.__getitem__)
+    said = capsys.readouterr().out
+    assert "1 images without a row in list_attr" in said and "2 images without a row" in said
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda folder: (folder / TABLE).write_text("1\nBald\n000001.jpg 7"), "line 3 of"),
+        (lambda folder: painting.write_attributes(folder, range(30, 50)), "not the ones in"),
+        (lambda folder: (folder / TABLE).unlink(), "is not beside it"),
+        (lambda folder: painting.damaged(painting.official(folder)), "not a readable zip"),
+    ],
+)
+def test_celeba_in_pieces_says_what_is_wrong_and_where_to_get_it(celeba, damage, says):
+    damage(celeba)
+    with pytest.raises(DatasetUnavailable, match=f"{says}(.|\n)*Kaggle's copy has none"):
+        load_celeba()
+
+
+@pytest.mark.parametrize("width, height, side", [(178, 218, 148), (89, 109, 74)])
+def test_celeba_is_cropped_to_the_centred_square_of_the_face(celeba, width, height, side):
+    """White inside the usual square, black around it: nothing of the frame is left."""
+    face = np.full((side, side), 255, np.uint8)
+    face[0, 0] = face[-1, -1] = 128
+    picture = Image.new("L", (width, height))
+    picture.paste(Image.fromarray(face), ((width - side) // 2, (height - side) // 2))
+    painting.unpacked(celeba)
+    for file in (celeba / "img_align_celeba").iterdir():
+        picture.save(file, "PNG")
+    assert np.array_equal(load_celeba(side).test.images[0, 0].numpy(), face)
+
+
+# ── Real images ──────────────────────────────────────────────────────────────────────────────────
+
+
+def load_real(monkeypatch, name, file):
+    if not (REAL_DATA / file).exists():
+        pytest.skip(f"needs {REAL_DATA / file}: set VAE_DATA")
+    monkeypatch.setenv("VAE_DATA", str(REAL_DATA))
+    return load_dataset(name, download=False)
+
+
+def test_real_cifar10_has_its_sizes_and_labels_and_shares_no_image_between_splits(monkeypatch):
+    data = load_real(monkeypatch, "cifar10", "cifar10.zip")
+    assert sizes(data) == [45_000, 5_000, 10_000] and data.title == "CIFAR-10 (JPEG copy)"
+    assert len({image.tobytes() for image in all_images(data).numpy()}) == 60_000
+    assert torch.bincount(data.test.labels).tolist() == [1000] * 10
+    files = images.Files(REAL_DATA / "cifar10.zip")
+    for name in list(filter(lambda name: "/test/" in name, files.names))[::4001]:
+        pixels = torch.from_numpy(images._decode(files, name, 32, 1.0).copy())
+        row = (data.test.images == pixels).flatten(1).all(1).nonzero().item()
+        assert data.label_names[data.test.labels[row]] == name.split("/")[-2]
+
+
+def test_real_celeba_has_the_attributes_of_its_first_image(monkeypatch):
+    """000001.jpg: a smiling young woman with brown hair and earrings (list_attr_celeba, row 1)."""
+    data = load_real(monkeypatch, "celeba", "celeba/img_align_celeba.zip")
+    files = images.Files(REAL_DATA / "celeba" / "img_align_celeba.zip")
+    [first] = [name for name in files.names if name.endswith("000001.jpg")]
+    pixels = torch.from_numpy(images._decode(files, first, 64, 148 / 178).copy())
+    row = (all_images(data) == pixels).flatten(1).all(1).nonzero().item()
+    labels = torch.cat([data.train.labels, data.val.labels, data.test.labels])
+    attributes = {name for name, value in zip(data.label_names, labels[row]) if value}
+    assert attributes >= {"Brown_Hair", "Smiling", "Wearing_Earrings", "Young"}
+    assert not attributes & {"Bald", "Blond_Hair", "Eyeglasses", "Male", "Mustache"}
+    partition = (REAL_DATA / "celeba" / "list_eval_partition.txt").read_text().split()[1::2]
+    assert sizes(data) == [partition.count(part) for part in ("0", "1", "2")]

@@ -1,0 +1,130 @@
+"""Losses: against torch.distributions and Monte Carlo, and by the properties that define them."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import vae_helpers as vae
+
+PIXELS = 3 * 8 * 8
+gaussians = st.lists(st.tuples(st.floats(-6, 6), st.floats(-8, 5)), min_size=1, max_size=8)
+greys_and_logits = st.lists(st.tuples(st.floats(0, 1), st.floats(-12, 12)), min_size=1)
+
+
+@pytest.fixture
+def x_raw():
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def x():
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@given(gaussians)
+def test_kl_equals_torch_distributions_and_is_never_negative(pairs):
+    mu, logvar = torch.tensor(pairs).T
+    per_dim = vae.kl_nats_per_dim(mu, logvar)
+    expected = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0))
+    torch.testing.assert_close(per_dim, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(vae.kl_nats(mu[None], logvar[None])[0], per_dim.sum())
+    assert per_dim.min() >= -1e-6
+
+
+def test_kl_equals_the_mean_of_log_q_minus_log_p_over_samples_of_q():
+    """Within four standard errors."""
+    mu = torch.tensor([[0.7, -1.2, 0.1]])
+    logvar = torch.tensor([[-1.0, 0.4, -3.0]])
+    z = vae.reparameterize(mu.expand(100_000, 3), logvar, torch.Generator().manual_seed(0))
+    q = Normal(mu, torch.exp(0.5 * logvar))
+    samples = (q.log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(1)
+    error = samples.std() / math.sqrt(len(samples))
+    assert abs(samples.mean() - vae.kl_nats(mu, logvar)[0]) < 4 * error
+
+
+def test_with_beta_1_the_expected_loss_is_the_negative_elbo():
+    """-E_q[log p(x|z) + log p(z) - log q(z|x)], from torch.distributions alone."""
+    model = vae.build_model(vae.Config(image_size=8, width=4, latent_dim=4))
+    nn.init.constant_(model.encoder[-1].mu.bias, 1.5)  # so that the KL has a say
+    nn.init.constant_(model.encoder[-1].logvar.bias, -1)
+    x = torch.eye(8).expand(4000, 3, 8, 8)
+    with torch.no_grad():
+        out = model(x, torch.Generator().manual_seed(0))
+        p = Bernoulli(model.decode(out.z))
+        reconstruction = vae.reconstruction_nats(out.x_raw, x, "bernoulli")
+        loss = reconstruction + model.config.beta * model.code_nats(out) + model.penalty(out)
+    q = Normal(out.mu, torch.exp(0.5 * out.logvar))
+    elbo = p.log_prob(x).sum((1, 2, 3))
+    elbo += (Normal(0.0, 1.0).log_prob(out.z) - q.log_prob(out.z)).sum(1)
+    difference = loss + elbo
+    assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(4000) < 0.2
+
+
+def test_bernoulli_equals_torch_distributions_on_black_and_white(x_raw, x):
+    expected = -Bernoulli(logits=x_raw).log_prob(x.round()).sum((1, 2, 3))
+    torch.testing.assert_close(vae.reconstruction_nats(x_raw, x.round(), "bernoulli"), expected)
+
+
+def test_bernoulli_is_exact_at_extreme_logits():
+    """log(sigmoid) computed in two steps would be infinite here."""
+    x_raw = torch.tensor([[500.0], [-500], [500], [-500]], requires_grad=True)
+    losses = vae.reconstruction_nats(x_raw, torch.tensor([[0.0], [1], [1], [0]]), "bernoulli")
+    losses.sum().backward()
+    assert losses.tolist() == [500, 500, 0, 0]
+    assert x_raw.grad.flatten().tolist() == [1, -1, 0, 0]
+
+
+def test_squared_error_is_a_gaussian_of_variance_one_half_up_to_its_constant(x_raw, x):
+    x = 2 * x - 1
+    log_prob = Normal(torch.tanh(x_raw), math.sqrt(0.5)).log_prob(x).sum((1, 2, 3))
+    loss = vae.reconstruction_nats(x_raw, x, "squared_error")
+    constant = PIXELS / 2 * math.log(math.pi)
+    torch.testing.assert_close(loss + constant, -log_prob, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, torch.tensor(0.3)])
+def test_gaussian_equals_torch_distributions(x_raw, x, sigma):
+    expected = -Normal(torch.sigmoid(x_raw), sigma).log_prob(x).sum((1, 2, 3))
+    loss = vae.reconstruction_nats(x_raw, x, "gaussian", sigma)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_without_a_sigma_gaussian_takes_the_one_that_no_other_betters(x_raw, x):
+    best = vae.reconstruction_nats(x_raw, x, "gaussian").mean()
+    rmse = F.mse_loss(torch.sigmoid(x_raw), x).sqrt()
+    torch.testing.assert_close(vae.reconstruction_nats(x_raw, x, "gaussian", rmse).mean(), best)
+    for factor in (0.5, 0.97, 1.03, 2):
+        assert vae.reconstruction_nats(x_raw, x, "gaussian", factor * rmse).mean() > best
+
+
+def test_the_gradient_of_the_best_gaussian_misses_nothing_of_sigma(x_raw, x):
+    """With the best sigma put in, the loss is D/2 log MSE and a constant."""
+    x_raw.requires_grad_()
+    (gradient,) = torch.autograd.grad(vae.reconstruction_nats(x_raw, x, "gaussian").mean(), x_raw)
+    by_hand = PIXELS / 2 * torch.log(F.mse_loss(torch.sigmoid(x_raw), x))
+    torch.testing.assert_close(gradient, torch.autograd.grad(by_hand, x_raw)[0])
+
+
+@pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
+def test_a_loss_is_a_sum_over_the_pixels_of_its_own_image(x_raw, x, likelihood):
+    """With a mean over pixels, or over the batch, beta would silently not be 1."""
+    once = vae.reconstruction_nats(x_raw, x, likelihood, 0.2)
+    wide = vae.reconstruction_nats(x_raw.repeat(1, 1, 2, 1), x.repeat(1, 1, 2, 1), likelihood, 0.2)
+    torch.testing.assert_close(wide, 2 * once)
+    alone = [vae.reconstruction_nats(x_raw[i, None], x[i, None], likelihood, 0.2) for i in range(4)]
+    torch.testing.assert_close(torch.cat(alone), once)
+
+
+@given(greys_and_logits)
+def test_the_perfect_copy_reaches_the_floor_and_nothing_goes_below_it(pairs):
+    x, x_raw = torch.tensor(pairs).T[:, None]
+    floor = vae.bce_floor_nats(x)
+    perfect = vae.reconstruction_nats(torch.logit(x, eps=1e-7), x, "bernoulli")
+    torch.testing.assert_close(perfect, floor, rtol=1e-4, atol=1e-4)
+    assert vae.reconstruction_nats(x_raw, x, "bernoulli") >= floor - 1e-3

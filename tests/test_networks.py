@@ -1,0 +1,170 @@
+"""Networks: shapes at every size, layers by hand, seeds, and the sampling of z."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Normal
+
+import vae_helpers as vae
+
+SMALL = vae.Config(dataset="shapes", image_size=16, width=16, latent_dim=3)
+
+
+def batch(config, n=2):
+    shape = (n, config.channels, config.image_size, config.image_size)
+    return vae.to_input(torch.rand(shape, generator=of_seed(0)), config)
+
+
+def of_seed(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def configs(draw):
+    size = draw(st.integers(8, 70))
+    conv = draw(st.booleans())
+    inside = {
+        "downsample": draw(st.sampled_from(["stride", "maxpool"])),
+        "norm": draw(st.sampled_from(["none", "batch"])),
+        "residual": draw(st.integers(0, 2)),
+    }
+    return vae.Config(
+        arch="conv" if conv else "fc",
+        image_size=size,
+        channels=draw(st.sampled_from([1, 3])),
+        latent_dim=draw(st.integers(1, 9)),
+        likelihood=draw(st.sampled_from(vae.LIKELIHOODS)),
+        depth=draw(st.integers(1, int(math.log2(size)) if conv else 3)),
+        width=draw(st.integers(1, 4) if conv else st.integers(4, 20)),
+        **inside if conv else {},
+    )
+
+
+@settings(max_examples=150)
+@given(configs())
+def test_x_hat_has_the_shape_and_the_range_of_x_at_every_size(config):
+    """Odd sizes, too: halving rounds down, and the decoder gives the lost row back."""
+    model = vae.build_model(config)
+    x = batch(config)
+    with torch.no_grad():
+        out = model(x)
+        x_hat = model.decode(50 * out.z)  # far out, where the last activation saturates
+    assert out.mu.shape == out.logvar.shape == out.z.shape == (2, config.latent_dim)
+    assert out.x_raw.shape == x_hat.shape == x.shape
+    assert config.value_range[0] <= x_hat.min() <= x_hat.max() <= config.value_range[1]
+
+
+def test_the_assignments_model_has_1_119_811_weights():
+    """By hand: three convolutions, two heads, a linear layer, three transposed convolutions."""
+    encoder = (3 * 16 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 16 + 1) * 128 + 2 * 2049 * 128
+    decoder = 129 * 2048 + (128 * 16 * 64 + 64) + (64 * 16 * 32 + 32) + (32 * 16 * 3 + 3)
+    parameters = vae.count_parameters(vae.build_model(vae.Config()))
+    assert parameters == encoder + decoder == 1_119_811
+
+
+@pytest.mark.parametrize(
+    "likelihood, activation, x",
+    [("bernoulli", torch.sigmoid, [0, 1]), ("squared_error", torch.tanh, [-1, 1])],
+)
+def test_the_last_activation_has_the_range_of_x(likelihood, activation, x):
+    config = dataclasses.replace(SMALL, likelihood=likelihood)
+    model = vae.build_model(config)
+    out = model(batch(config))
+    torch.testing.assert_close(model.decode(out.z), activation(out.x_raw))
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)
+    assert vae.to_input(black_and_white, config).tolist() == x
+    assert vae.to_unit(torch.tensor(x), config).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "choices", [{"arch": "fc"}, {"residual": 2}, {"residual": 1, "norm": "batch"}], ids=str
+)
+def test_every_weight_has_a_gradient_from_the_loss(choices):
+    config = dataclasses.replace(SMALL, **choices)
+    model = vae.build_model(config)
+    for layer in model.modules():
+        if isinstance(layer, vae.Residual):
+            nn.init.ones_(layer.branch[-1].weight)  # the zeros of the start let none through
+    x = batch(config, 8)
+    out = model(x)
+    (vae.reconstruction_nats(out.x_raw, x, "bernoulli") + model.code_nats(out)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_a_residual_block_starts_as_the_identity_and_follows_its_formula():
+    torch.manual_seed(0)
+    block = vae.Residual(3, "none")
+    h = torch.randn(2, 3, 6, 6, generator=of_seed(0))
+    assert torch.equal(block(h), h)
+    assert torch.equal(vae.Residual(3, "batch")(h), h)
+    wide, narrow = block.branch[1::2]
+    nn.init.normal_(narrow.weight, generator=of_seed(1))
+    inner = F.relu(F.conv2d(F.relu(h), wide.weight, wide.bias, padding=1))
+    branch = torch.einsum("oi,nihw->nohw", narrow.weight[:, :, 0, 0], inner)
+    torch.testing.assert_close(block(h), h + branch)
+
+
+def test_the_seed_alone_decides_the_weights_and_the_global_random_state_stays():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = vae.build_model(SMALL).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    second = vae.build_model(SMALL).state_dict()
+    other = vae.build_model(dataclasses.replace(SMALL, seed=1)).state_dict()
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        assert not torch.equal(value, other[name])
+
+
+@pytest.mark.parametrize(
+    "arch, first, last",
+    [
+        ("conv", [-0.00108, 0.07743, -0.1188, -0.10622], [-0.1084, 0.0727, 0.096]),
+        ("fc", [-0.00014, 0.00968, -0.01485, -0.01328], [-0.03653, 0.02071, -0.02868]),
+    ],
+)
+def test_seed_0_gives_the_weights_that_the_released_models_started_from(arch, first, last):
+    """The first of the encoder and the last of the decoder, so that all between are drawn, too."""
+    parameters = list(vae.build_model(vae.Config(arch=arch)).parameters())
+    assert parameters[0].flatten()[:4].tolist() == pytest.approx(first, abs=1e-5)
+    assert parameters[-1][-3:].tolist() == pytest.approx(last, abs=1e-5)
+
+
+def test_samples_of_z_have_the_distribution_of_q_and_independent_dimensions():
+    mu = torch.tensor([[2.0, -0.5]])
+    logvar = torch.tensor([[-2.0, 1.0]])
+    z = vae.reparameterize(mu.expand(100_000, 2), logvar, of_seed(0))
+    uniform = Normal(mu, torch.exp(0.5 * logvar)).cdf(z)
+    levels = torch.linspace(0.05, 0.95, 19)
+    assert (uniform.quantile(levels, dim=0) - levels[:, None]).abs().max() < 0.01
+    assert torch.corrcoef(uniform.T)[0, 1].abs() < 0.02
+
+
+def test_gradients_pass_through_the_sample():
+    """dz/dmu = 1 and dz/dlogvar = eps * sigma / 2."""
+    mu = torch.zeros(3, 2, requires_grad=True)
+    logvar = torch.full((3, 2), 0.7, requires_grad=True)
+    z = vae.reparameterize(mu, logvar, of_seed(0))
+    z.sum().backward()
+    assert torch.equal(mu.grad, torch.ones(3, 2))
+    torch.testing.assert_close(logvar.grad, (z - mu).detach() / 2)
+
+
+def test_a_vae_samples_around_mu_with_the_noise_it_is_given_and_an_autoencoder_does_not():
+    x = batch(SMALL)
+    model = vae.build_model(SMALL)
+    mu, logvar = model.encode(x)
+    eps = torch.randn(2, 3, generator=of_seed(7))
+    z = model(x, of_seed(7)).z
+    torch.testing.assert_close(z, mu + torch.exp(0.5 * logvar) * eps)
+    assert torch.equal(model(x, eps).z, z)
+    out = vae.build_model(dataclasses.replace(SMALL, model="ae"))(x)
+    assert torch.equal(out.z, out.mu)

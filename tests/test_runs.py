@@ -1,0 +1,274 @@
+"""Run folders: what is saved comes back to the last bit, or is refused in one sentence."""
+
+import dataclasses
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import SMALL, take
+
+import vae_helpers as vae
+from support import runs
+
+KINDS = {
+    "vae": {},
+    "best": vae.PRESETS["best"] | {"ema": 0.9},
+    "info_vae": {"model": "info_vae"},
+    "cvae": {"model": "cvae"},
+    "vq_vae": {"model": "vq_vae", "codebook": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def few(shapes):
+    return take(shapes, 96, 16, 16)
+
+
+@pytest.fixture
+def config(few):
+    return vae.config_for(few, **SMALL, epochs=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "run"
+
+
+def stop_after(epoch, error=KeyboardInterrupt):
+    """An on_epoch that ends the run after an epoch, which must be the first that it trains."""
+
+    def on_epoch(history):
+        assert len(history) == epoch
+        raise error
+
+    return on_epoch
+
+
+def train_until(epoch, config, data, folder, error=KeyboardInterrupt):
+    with pytest.raises(error):
+        runs.train_run(config, data, folder, on_epoch=stop_after(epoch, error))
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_seconds(record):
+    history = [row | {"seconds": None} for row in record["history"]]
+    return record | {"history": history, "seconds": None}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_checkpoint_gives_back_the_model_and_the_record(few, folder, half):
+    config = vae.config_for(few, **SMALL, norm="batch", likelihood="gaussian", epochs=1)
+    model = vae.build_model(config)
+    vae.fit(model, few, config)
+    vae.save_checkpoint(model, folder, {"note": [1, 2.5, "β"]}, half=half)
+    again, record = vae.load_checkpoint(folder)
+    assert again.config == config
+    assert record["note"] == [1, 2.5, "β"]
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert not again.training
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert record["weights_sha256"] == vae.digest(weights)
+    assert same_weights(model, again) != half
+    before, after = (vae.evaluate(m, few.test.images) for m in (model, again))
+    assert after["total_nats"] == pytest.approx(before["total_nats"], abs=2 if half else 1e-9)
+
+
+def cut(content):
+    return content[:-20]
+
+
+def flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def change(path, to):
+    path.write_bytes(to(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "file, damage",
+    [
+        ("model.json", None),
+        ("model.safetensors", None),
+        ("model.safetensors", cut),
+        ("model.safetensors", flip),
+        ("model.safetensors", lambda _: safetensors.torch.save({"other": torch.zeros(3)})),
+        ("model.json", lambda _: b"[1, 2]"),
+        ("model.json", lambda text: text.replace(b'"latent_dim": 4', b'"latent_dim": 5')),
+        ("model.json", lambda text: text.replace(b'"lr"', b'"from_the_future"')),
+    ],
+)
+def test_a_missing_damaged_or_foreign_file_is_refused_in_one_sentence(model, folder, file, damage):
+    vae.save_checkpoint(model, folder)
+    if damage:
+        change(folder / file, damage)
+    else:
+        (folder / file).unlink()
+    with pytest.raises(vae.CheckpointError) as caught:
+        vae.load_checkpoint(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def saved(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_nothing_that_is_loaded_can_run_code(few, config, folder, tmp_path, capsys):
+    mark = tmp_path / "mark"
+    evil = saved({"record": {}, "state": Evil(mark)})
+    for content in (evil, pickle.dumps(Evil(mark))):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / runs.UNFINISHED).write_bytes(content)
+        with pytest.raises(vae.CheckpointError):
+            runs.load_run(folder)
+        runs.train_run(config, few, folder)
+        assert "Passed over" in capsys.readouterr().out
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(vae.CheckpointError):
+            vae.load_checkpoint(folder)
+    assert not mark.exists()
+    torch.load(io.BytesIO(evil), weights_only=False)
+    assert mark.exists()  # the attack itself works
+
+
+def test_a_full_disk_leaves_the_old_files_and_no_others(few, config, folder, monkeypatch):
+    write = Path.write_bytes
+
+    def write_half(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError("No space left on device")
+
+    first = runs.train_run(config, few, folder)
+    train_until(1, config, few, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        vae.save_checkpoint(first.model, folder)
+    with pytest.raises(OSError, match="No space left"):
+        runs.train_run(config, few, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS)
+def test_a_run_cut_off_after_every_epoch_ends_with_the_same_bits(few, folder, tmp_path, choices):
+    config = vae.config_for(few, **SMALL | {"epochs": 3, "lr": 3e-3} | choices)
+    whole = runs.train_run(config, few, tmp_path / "whole")
+    for epoch in (1, 2, 3):
+        torch.manual_seed(epoch)  # the global random state has no part in it
+        train_until(epoch, config, few, folder, Killed)
+        assert [path.name for path in folder.iterdir()] == [runs.UNFINISHED]
+    resumed = runs.train_run(config, few, folder, on_epoch=stop_after(4))
+    assert same_weights(resumed.model, whole.model)
+    assert without_seconds(resumed.record) == without_seconds(whole.record)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+    assert same_weights(vae.load_checkpoint(folder)[0], whole.model)
+
+
+def test_ctrl_c_says_in_one_line_how_to_go_on_and_the_run_goes_on(
+    few, config, folder, monkeypatch, capsys
+):
+    train_until(1, config, few, folder)
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("Stopped.")
+    assert str(folder) in line
+    assert "--resume" in line
+    monkeypatch.setenv("VAE_PRECISION", "bfloat16")
+    assert len(runs.train_run(config, few, folder).record["history"]) == 2
+    out = capsys.readouterr().out
+    assert "going on after epoch 1 of 2" in out
+    assert "set VAE_PRECISION=float32 to go on as it was" in out
+
+
+def test_an_unfinished_run_can_be_loaded_as_it_was_after_its_last_epoch(few, config, folder):
+    train_until(1, dataclasses.replace(config, ema=0.9), few, folder)
+    model, record = runs.load_run(folder)
+    losses = vae.image_losses(model, few.val.images)[0]
+    [row] = record["history"]
+    assert row["val_reconstruction_nats"] == losses.mean().item()
+    with pytest.raises(vae.CheckpointError, match="no finished run"):
+        vae.load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda _: saved({"other": 1})])
+def test_a_damaged_or_foreign_state_is_named_and_trained_anew(few, config, folder, capsys, damage):
+    train_until(1, config, few, folder)
+    change(folder / runs.UNFINISHED, damage)
+    with pytest.raises(vae.CheckpointError, match="train again"):
+        runs.load_run(folder)
+    assert len(runs.train_run(config, few, folder).record["history"]) == 2
+    assert f"Passed over: {folder / runs.UNFINISHED}" in capsys.readouterr().out
+
+
+def test_a_state_of_other_settings_or_images_is_passed_over(few, config, folder, capsys):
+    for data, beta in ((few, 1.0), (few, 2.0), (take(few, 95, 16, 16), 2.0)):
+        train_until(1, dataclasses.replace(config, beta=beta), data, folder)
+    assert capsys.readouterr().out.count("has other settings or images") == 2
+
+
+def test_VAE_TRAIN_trains_and_the_readers_own_run_goes_before_the_released_one(
+    few, config, monkeypatch, capsys
+):
+    runs.train_run(config, few, runs.RELEASED / "one")
+    monkeypatch.setenv("VAE_TRAIN", "1")
+    first = runs.load_or_train(config, few)
+    monkeypatch.delenv("VAE_TRAIN")
+    again = runs.load_or_train(config, few)
+    assert first.origin == "trained now"
+    assert again.origin == f"your run {config.run_name}"
+    assert again.origin in capsys.readouterr().out
+    assert same_weights(again.model, first.model)
+    assert again.record["test"] == first.record["test"] == vae.evaluate(first.model, *few.test)
+
+
+def test_only_a_whole_finished_run_of_the_same_config_and_images_is_taken(few, config, capsys):
+    root = runs.runs_root()
+    train_until(1, config, few, root / "unfinished")
+    runs.train_run(dataclasses.replace(config, beta=2.0), few)
+    runs.train_run(config, take(few, 95, 16, 16), root / "fewer images")
+    vae.save_checkpoint(vae.build_model(config), root / "no record")
+    runs.train_run(config, few, root / "damaged")
+    change(root / "damaged" / "model.safetensors", cut)
+    assert runs.load_or_train(config, few).origin == "trained now"
+    assert f"Passed over: {root / 'damaged' / 'model.safetensors'}" in capsys.readouterr().out
+
+
+def test_released_weights_serve_where_the_reader_has_none(few, config, capsys):
+    released = runs.train_run(config, few, runs.RELEASED / "one")
+    run = runs.load_or_train(config, few)
+    assert run.origin == "released weights one"
+    assert same_weights(run.model, released.model)
+    assert "Note" not in capsys.readouterr().out
+    runs.load_or_train(config, take(few, 95, 16, 16))
+    assert "not exactly yours" in capsys.readouterr().out
+    assert runs.load_or_train(dataclasses.replace(config, seed=1), few).origin == "trained now"
+    (runs.RELEASED / "one" / "model.safetensors").unlink()
+    run = runs.load_or_train(config, few, weights=False)
+    assert run.model is None
+    assert run.record["test"] == released.record["test"]
+    assert runs.load_or_train(config, few).origin == "trained now"

@@ -1,0 +1,131 @@
+"""train.py as users run it: flags, own images, going on after a stop, mistakes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+import torch
+from conftest import ROOT
+from painting import paint_noise
+
+import train
+import vae_helpers as vae
+from support import runs
+
+TINY = ["--max_images", "96", "--latent_dim", "4", "--width", "8", "--batch_size", "32"]
+SHAPES = [*TINY, "--dataset", "shapes"]
+
+
+@pytest.fixture(autouse=True)
+def fast(environment, monkeypatch):
+    """The small splits of VAE_FAST, and no download."""
+    monkeypatch.setenv("VAE_FAST", "1")
+
+
+def run_as_script(argv):
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as end:
+        runs.run_script(lambda: train.main(list(map(str, argv))))
+    return end.value.code
+
+
+def test_a_command_trains_from_any_folder_and_load_or_train_finds_its_run(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *SHAPES, "--epochs", "1", "--beta", "4"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "96 training, 256 validation, 256 test images of 3x32x32" in done.stdout
+    [folder] = runs.runs_root().iterdir()
+    assert f"next: python evaluate.py --run {folder}" in done.stdout
+    data = vae.load_dataset("shapes", max_images=96)
+    config = vae.config_for(data, latent_dim=4, width=8, batch_size=32, beta=4)
+    run = runs.load_or_train(config, data)
+    assert run.origin == f"your run {folder.name}"
+    assert f"{run.record['test']['total_nats']:.1f} nats per image" in done.stdout
+
+
+def test_help_names_every_field_of_config_with_its_help():
+    text = train.parser().format_help()
+    words = " ".join(text.split())
+    for field in dataclasses.fields(vae.Config):
+        if field.name not in train.FOLLOWS_FROM_DATA:
+            assert f"--{field.name} " in text
+            assert " ".join(field.metadata["help"].split()[:4]) in words
+
+
+def test_every_flag_reaches_the_run_on_a_folder_of_own_images(tmp_path, monkeypatch):
+    monkeypatch.delenv("VAE_FAST")
+    chosen = {
+        "data_dir": str(paint_noise(tmp_path / "mine", 30, mode="L")),
+        "max_images": 7, "image_size": 16, "model": "info_vae", "arch": "conv", "latent_dim": 3,
+        "width": 5, "depth": 1, "downsample": "maxpool", "norm": "batch", "residual": 1,
+        "likelihood": "squared_error", "beta": 0.25, "mmd": 3.0, "kl_warmup": 1, "epochs": 2,
+        "batch_size": 4, "lr": 0.002, "schedule": "one_cycle", "ema": 0.5, "seed": 9,
+    }  # fmt: skip
+    flags = []
+    for name, value in chosen.items():
+        flags += [f"--{name}", str(value)]
+    run = train.main([*flags, "--out", str(tmp_path / "run")])
+    assert run.config == vae.Config(dataset="folder", channels=1, **chosen)
+    assert run.record["data"]["title"] == "mine, 7 training images"
+    others = {"dataset", "channels", "conditions", "codebook"}  # codebook is for a vq_vae alone
+    assert chosen.keys() | others == {field.name for field in dataclasses.fields(vae.Config)}
+
+
+def test_a_preset_gives_what_is_not_typed(tmp_path):
+    run = train.main([*SHAPES, "--preset", "best", "--lr", "0.001"])
+    chosen = {name: getattr(run.config, name) for name in vae.PRESETS["best"]}
+    assert chosen == vae.PRESETS["best"] | {"lr": 0.001}
+
+
+def test_shapes_stand_in_for_cifar10_only_where_no_data_set_was_named(capsys):
+    run = train.main(TINY)
+    assert run.config.dataset == "shapes"
+    assert "Going on with `shapes`" in capsys.readouterr().out
+    with pytest.raises(vae.DatasetUnavailable, match="CIFAR-10 is not here"):
+        train.main([*TINY, "--dataset", "cifar10"])
+
+
+def test_ctrl_c_ends_in_exit_code_130_and_resume_goes_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VAE_EPOCHS", "3")
+    save = runs.save_unfinished
+
+    def save_and_stop(folder, record, state):
+        save(folder, record, state)
+        if len(record["history"]) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_unfinished", save_and_stop)
+        assert run_as_script(SHAPES) == 130
+    assert capsys.readouterr().err.strip().count("\n") == 0
+    resumed = train.main([*SHAPES, "--resume"])
+    assert "going on after epoch 2 of 3" in capsys.readouterr().out
+    whole = train.main([*SHAPES, "--out", str(tmp_path / "whole")])
+    assert "going on" not in capsys.readouterr().out
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+def test_resume_trains_no_finished_run_again_and_overwrites_no_other(tmp_path, capsys):
+    command = [*SHAPES, "--out", str(tmp_path / "run"), "--resume"]
+    first = train.main(command)
+    again = train.main(command)
+    assert (first.origin, again.origin) == ("trained now", "finished before")
+    assert again.record == first.record | {"weights_sha256": again.record["weights_sha256"]}
+    assert run_as_script([*command, "--beta", "2"]) == 2
+    assert "run of other settings" in capsys.readouterr().err
+    assert vae.load_checkpoint(tmp_path / "run")[1] == again.record
+
+
+@pytest.mark.parametrize("error", [vae.VAEError("Do this."), OSError("disk"), MemoryError()])
+def test_what_the_user_can_put_right_ends_in_one_line(error, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "train_run", Mock(side_effect=error))
+    assert run_as_script(SHAPES) == 2
+    written = capsys.readouterr().err
+    assert written.startswith("error: ")
+    assert written.count("\n") == 1
