@@ -23,7 +23,10 @@ from support.datasets import first_line
 
 try:
     import optuna
+    from optuna.trial import FrozenTrial, TrialState
     from sqlalchemy.exc import SQLAlchemyError  # Optuna's way to the database
+
+    FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 except ImportError:  # only a sweep needs it
     optuna = None
 
@@ -112,12 +115,7 @@ def run(
         raise vae.VAEError("A sweep needs Optuna: pip install optuna.")
     make_config = functools.partial(vae.config_for, data, **choices)
     configs = [make_config(**point) for point in points(space)]
-    if len(set(configs)) < len(configs):
-        raise vae.VAEError("Two combinations give the same model: sweep only what changes it.")
-    if len({config.likelihood for config in configs}) > 1:
-        raise vae.VAEError("Nats of two likelihoods cannot be compared: give one --likelihood.")
-    has_price = all(vae.MODELS[config.model].has_price for config in configs)
-    goal = "total_nats" if has_price else "reconstruction_nats"
+    goal = goal_of(configs)
     settings = f"{data.fingerprint} {space} {trials is None} {prune} {configs}"
     short_hash = hashlib.sha256(settings.encode()).hexdigest()[:8]
     name = "-".join([data.name, *space, short_hash])
@@ -125,29 +123,25 @@ def run(
     if file.suffix != ".db":
         raise vae.VAEError(f"--study {file}: the name must end in .db.")
     objective = functools.partial(train, space=space, make_config=make_config, data=data, goal=goal)
+    flags = {"dataset": data.name, "image_size": data.image_size} | choices
     try:
         study = open_study(file, name, prune)
         optimize(study, objective, space, trials, choices.get("seed", 0))
-        rows = result_rows(study)
-        figure = plot_slices(study, f"{data.title}: {goal} of validation images")
+        print(f"\n{data.title}: validation images, smallest {goal} first\n")
+        return report(study, goal, flags, file)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
         reason = first_line(err.__cause__ or err)
         raise vae.VAEError(f"{file} is no usable database ({reason}): name another one.") from None
-    print(f"\n{data.title}: validation images, smallest {goal} first\n")
-    print(vae.markdown_table([table_row(row, space) for row in rows]))
-    if not rows or rows[0]["state"] != "finished":
-        raise vae.VAEError("No trial was finished: see the table, and try other values.")
-    best = {name: rows[0][name] for name in space}
-    epochs = make_config(**best).epochs
-    flags = {"dataset": data.name, "image_size": data.image_size} | choices | best
-    command = ["python", "train.py"]
-    for name, value in (flags | {"epochs": epochs}).items():
-        command += [f"--{name}", str(value)]
-    content = {"minimised": goal, "trials": rows, "command": shlex.join(command)}
-    vae.write_json(file.with_suffix(".json"), content)
-    figure.savefig(file.with_suffix(".png"), dpi=130)
-    print(f"\nwritten: {file.with_suffix('.json')}, and .png\nbest: {content['command']}")
-    return content
+
+
+def goal_of(configs: list[vae.Config]) -> str:
+    """What is minimised. Raises VAEError when the models cannot be compared."""
+    if len(set(configs)) < len(configs):
+        raise vae.VAEError("Two combinations give the same model: sweep only what changes it.")
+    if len({config.likelihood for config in configs}) > 1:
+        raise vae.VAEError("Nats of two likelihoods cannot be compared: give one --likelihood.")
+    has_price = all(vae.MODELS[config.model].has_price for config in configs)
+    return "total_nats" if has_price else "reconstruction_nats"
 
 
 def open_study(file: Path, name: str, prune: bool) -> optuna.Study:
@@ -171,7 +165,7 @@ def open_study(file: Path, name: str, prune: bool) -> optuna.Study:
     return optuna.create_study(storage=storage, study_name=name, pruner=pruner, load_if_exists=True)
 
 
-def requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue a trial that was cut off, with its values and what it has reported."""
     retry = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
     retry(study, trial)
@@ -179,18 +173,16 @@ def requeue(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
 
 def optimize(study: optuna.Study, objective, space: dict, trials: int | None, seed: int) -> None:
     """Train what is left of the grid, or of the draws."""
-    state = optuna.trial.TrialState
-    finished = (state.COMPLETE, state.PRUNED)
     if trials is None:
         study.sampler = optuna.samplers.GridSampler(space)
-        waiting = study.get_trials(states=(state.WAITING,))
+        waiting = study.get_trials(states=(TrialState.WAITING,))
         if waiting or not study.sampler.is_exhausted(study):
             study.optimize(objective)
-    elif len(study.get_trials(states=finished)) < trials:
+    elif len(study.get_trials(states=FINISHED)) < trials:
         # A search that goes on must not draw its first values again.
         seed = (seed + len(study.trials)) % 2**32
         study.sampler = optuna.samplers.TPESampler(seed=seed)
-        enough = optuna.study.MaxTrialsCallback(trials, finished)
+        enough = optuna.study.MaxTrialsCallback(trials, FINISHED)
         study.optimize(objective, callbacks=[enough])
 
 
@@ -221,13 +213,63 @@ def train(trial: optuna.Trial, space: dict, make_config, data: vae.ImageData, go
     try:
         run = runs.own_run(config, data)
         run = run or runs.train_run(config, data, on_epoch=after_epoch)
+        metrics = vae.evaluate(run.model, *data.val) | {"seconds": run.record["seconds"]}
     except (optuna.TrialPruned, vae.TrainingDiverged) as err:
         print(f"  {err}")
-        trial.set_user_attr("message", str(err))
+        trial.set_user_attr("state", str(err).partition(":")[0])
         raise optuna.TrialPruned from None
     except (Exception, KeyboardInterrupt):
         requeue(trial.study, trial.study.trials[trial.number])
         raise
-    metrics = vae.evaluate(run.model, *data.val) | {"seconds": run.record["seconds"]}
     trial.set_user_attr("metrics", metrics)
+    print(f"  {goal} {metrics[goal]:,.1f}")
     return metrics[goal]
+
+
+def report(study: optuna.Study, goal: str, flags: dict, file: Path) -> dict:
+    """Print the table and the best command; write FILE.json and FILE.png."""
+    rows = result_rows(study, goal)
+    print(vae.markdown_table([table_row(row) for row in rows]))
+    if rows[0]["state"] != "finished":
+        raise vae.VAEError("No trial was finished: see the table, and try other values.")
+    command = ["python", "train.py"]
+    for name, value in (flags | study.best_params | vae.epochs_from_environment()).items():
+        command += [f"--{name}", str(value)]
+    results = {"goal": goal, "trials": rows, "command": shlex.join(command)}
+    vae.write_json(file.with_suffix(".json"), results)
+    with plt.style.context("default"):  # Optuna changes the style for good
+        optuna.visualization.matplotlib.plot_slice(study, target_name=goal)
+        plt.savefig(file.with_suffix(".png"), dpi=130)
+        plt.close()
+    print(f"\nwritten: {file.with_suffix('.json')} and .png\nbest: {results['command']}")
+    return results
+
+
+def result_rows(study: optuna.Study, goal: str) -> list[dict]:
+    """What came out at each point, the best first; a point that was trained twice stands once."""
+    rows = {}
+    for trial in sorted(study.get_trials(states=FINISHED), key=rank):
+        metrics = trial.user_attrs.get("metrics", {goal: trial.value})
+        state = trial.user_attrs.get("state", "finished")
+        row = {"trial": trial.number, "params": trial.params, "metrics": metrics, "state": state}
+        rows.setdefault(str(sorted(trial.params.items())), row)
+    return list(rows.values())
+
+
+def rank(trial: FrozenTrial) -> tuple[str, float]:
+    """Complete trials come before pruned ones, and these before those without a number."""
+    return trial.state.name, math.inf if trial.value is None else trial.value
+
+
+def table_row(row: dict) -> dict[str, str]:
+    """A result as it is printed."""
+    metrics = {column: row["metrics"].get(column) for column in COLUMNS}
+    cells = {"trial": row["trial"]} | row["params"] | metrics | {"state": row["state"]}
+    return {name: shown(value) for name, value in cells.items()}
+
+
+def shown(value) -> str:
+    """A number with five digits; what is missing is a dash."""
+    if value is None:
+        return "–"
+    return format(value, ",.5g") if isinstance(value, (int, float)) else value
