@@ -727,17 +727,19 @@ def train_epoch(
     name = f"epoch {epoch}/{config.epochs}"
     bar = progress_bar(batches, desc=name, hidden=not progress or rank > 0)
     for step, batch in enumerate(bar):
-        share = batch[rank::world].to(images.device)
-        x = to_input(images[share].to(device), config).contiguous(memory_format=torch.channels_last)
-        condition = None if conditions is None else conditions[share.cpu()].to(device)
+        share = batch[rank::world]
+        x = to_input(images[share.to(images.device)].to(device), config)
+        x = x.contiguous(memory_format=torch.channels_last)
+        condition = None if conditions is None else conditions[share].to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = state.network(x, state.noise_rng, condition)
         reconstruction = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
         kl = model.code_nats(out).mean()
         penalty = model.penalty(out, state.noise_rng)
         beta = kl_weight(config, epoch - 1 + step / len(batches))
-        # Gradients are averaged over the processes, whose shares may differ by one image.
-        state.step((reconstruction + beta * kl + penalty) * (len(x) * world / len(batch)))
+        loss = reconstruction + beta * kl + penalty
+        # torchrun averages gradients over the processes, whose shares may differ by one image.
+        state.step(loss * (len(x) * world / len(batch)))
         sums += torch.stack([reconstruction, kl, penalty]).detach() * len(x)
         seen += len(x)
         if step % 20 == 0 or step == len(batches) - 1:  # reading a number waits for the device

@@ -20,18 +20,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import nbformat
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import vae_helpers as vae  # noqa: E402
 from support import hardware, runs  # noqa: E402
 
-BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-CHROMIUM = next(filter(None, BROWSERS), None)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 SETUP = """import vae_helpers as vae
 from support import runs, sliders
@@ -44,8 +43,8 @@ CELLS = {
 betas = {"β = 0": "conv_beta0", "β = 0.1": "conv_beta0.1", "β = 1": "conv", "β = 4": "conv_beta4"}
 sliders.explore_models({title: load(f"cifar10_{name}") for title, name in models.items()}, cifar,
                        {title: load(f"cifar10_{name}") for title, name in betas.items()})""",
-    "interpolation": """sliders.explore_interpolation(load("cifar10_conv"), cifar, 12, 37)""",
-    "region": """sliders.explore_region(load("celeba_conv"), faces)""",
+    "interpolation": 'sliders.explore_interpolation(load("cifar10_conv"), cifar, 12, 37)',
+    "region": 'sliders.explore_region(load("celeba_conv"), faces)',
     "dimensions": """model = load("celeba_conv")
 mu, _ = vae.encode_images(model, faces.train.images)
 directions = {}
@@ -54,10 +53,8 @@ for name in ("Smiling", "Eyeglasses", "Blond_Hair", "Male"):
     directions[name] = vae.attribute_direction(mu, has_attribute)
 sliders.explore_dimensions(model, faces, directions)""",
     "floor": """import ipywidgets
-explorer = sliders.explore_interpolation(load("cifar10_conv"), cifar, 12, 37)
-pictures = [explorer.screen.value]
-explorer.controls["position"].value = 100
-pictures.append(explorer.screen.value)
+walks = [sliders.explore_interpolation(load("cifar10_conv"), cifar, 12, b) for b in (37, 38)]
+pictures = [walk.screen.value for walk in walks]
 slider = ipywidgets.IntSlider(50, description="swap")
 screen = ipywidgets.Image(format="jpeg")
 slider.observe(lambda change: setattr(screen, "value", pictures[change["new"] % 2]), "value")
@@ -68,27 +65,24 @@ ipywidgets.VBox([slider, screen])""",
 class Lab:
     """A page of JupyterLab. `problems` collects what the browser complains about."""
 
-    def __init__(self, page, url: str, token: str):
-        self.page, self.url, self.token = page, url, token
+    def __init__(self, page, server: dict[str, str]):
+        self.page = page
+        self.server = server
         self.problems = []
         page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", self._listen)
-
-    def _listen(self, message) -> None:
-        if message.type == "error":
-            self.problems.append(message.text)
 
     def run_all(self, path: Path, cells: list[str]) -> None:
         """Write a notebook of these cells, open it, and run it to its end."""
         code = [nbformat.v4.new_code_cell(source) for source in cells]
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=kernel), path)
+        notebook = nbformat.v4.new_notebook(cells=code)
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, path)
         self.page.set_default_timeout(300_000)  # ms
-        self.page.goto(f"{self.url}lab/tree/{path.name}?reset&token={self.token}")
-        self.page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-            " === 'idle'"
+        self.page.goto(
+            "{url}lab/tree/{name}?reset&token={token}".format(**self.server, name=path.name)
         )
+        kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+        self.page.wait_for_function(f"{kernel}?.status === 'idle'")
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.set_default_timeout(30_000)
         if errors := self.errors():
@@ -96,8 +90,8 @@ class Lab:
 
     def errors(self) -> list[str]:
         """Errors and warnings of cells, and complaints of the browser."""
-        kinds = [f"[data-mime-type='application/vnd.jupyter.{k}']" for k in ("error", "stderr")]
-        return self.page.locator(", ".join(kinds)).all_text_contents() + self.problems
+        outputs = self.page.locator("[data-mime-type$='.error'], [data-mime-type$='.stderr']")
+        return outputs.all_text_contents() + self.problems
 
     def explorers(self, count: int) -> list:
         """The outputs with a picture, when there are `count` of them."""
@@ -108,10 +102,10 @@ class Lab:
     def watch(self, explorer) -> None:
         """Note in window.waits the milliseconds from a key or click to the new picture."""
         explorer.locator("img.widget-image").evaluate("""img => {
-            window.waits = []
-            window.since = null
+            Object.assign(window, {waits: [], since: null})
             const start = () => { window.since ??= performance.now() }
-            for (const event of ['keydown', 'click']) document.addEventListener(event, start, true)
+            document.addEventListener('keydown', start, true)
+            document.addEventListener('click', start, true)
             img.onload = () => requestAnimationFrame(() => {
                 window.waits.push(performance.now() - window.since)
                 window.since = null
@@ -119,10 +113,7 @@ class Lab:
         }""")
 
     def wait_for_picture(self, act: Callable[[], None]) -> float:
-        """Milliseconds from act(), a key or a click, until the picture has changed.
-
-        Raises Playwright's TimeoutError when it does not change.
-        """
+        """Milliseconds from act(), a key or click, to the new picture; TimeoutError without one."""
         before = self.page.evaluate("window.since = null, window.waits.length")
         act()
         self.page.wait_for_function("n => window.waits.length > n", arg=before)
@@ -134,51 +125,46 @@ class Lab:
         waits = []
         for handle in explorer.locator(".noUi-handle").all():
             handle.focus()
-            value, end = (float(handle.get_attribute(f"aria-value{k}")) for k in ("now", "max"))
-            keys = ["ArrowLeft", "ArrowRight"] if value == end else ["ArrowRight", "ArrowLeft"]
-            for move in range(times):
-                key = keys[move % 2]
-                waits.append(self.wait_for_picture(lambda key=key: self.page.keyboard.press(key)))
+            at_the_end = handle.evaluate("one => one.ariaValueNow === one.ariaValueMax")
+            keys = ["ArrowLeft", "ArrowRight"] if at_the_end else ["ArrowRight", "ArrowLeft"]
+            for key in (keys * times)[:times]:
+                waits.append(self.wait_for_picture(partial(self.page.keyboard.press, key)))
         return waits
 
 
 @contextlib.contextmanager
-def open_lab(folder: Path, **environment: str) -> Iterator[Lab]:
-    """JupyterLab on a folder, in a browser, with its own settings. The kernel finds our modules."""
+def open_lab(folder: Path) -> Iterator[Lab]:
+    """JupyterLab on a folder, in a browser. Its kernels find our modules."""
     from playwright.sync_api import sync_playwright
 
-    home = folder / ".home"
+    config = folder / ".config"  # the user's own stays untouched
+    runtime = folder / ".runtime"
     settings = {
         "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     }
     for name, content in settings.items():
-        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = config / f"lab/user-settings/@jupyterlab/{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
-    places = {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    for name in ("settings", "workspaces"):
-        places[f"JUPYTERLAB_{name.upper()}_DIR"] = str(home / name)
+    places = {"JUPYTER_CONFIG_DIR": str(config), "JUPYTER_RUNTIME_DIR": str(runtime)}
+    environment = os.environ | places | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
     options = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1"]
+    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
     with contextlib.ExitStack() as stack:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"],
-            env={**os.environ, **places, "PYTHONPATH": str(ROOT), **environment},
-            stderr=subprocess.DEVNULL,
-        )
+        server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         stack.callback(server.wait)
         stack.callback(server.terminate)
-        while not (files := list((home / "RUNTIME").glob("jpserver-*.json"))):
+        while not list(runtime.glob("jpserver-*-open.html")):  # the last file that it writes
             if server.poll() is not None:
                 raise RuntimeError("JupyterLab did not start: python -m jupyterlab says why.")
             time.sleep(0.2)
-        info = json.loads(files[0].read_text())
+        info = json.loads(next(runtime.glob("jpserver-*.json")).read_text())
         chromium = stack.enter_context(sync_playwright()).chromium
-        arguments = ["--no-sandbox", "--disable-gpu"]
-        browser = chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         stack.callback(browser.close)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        yield Lab(page, info["url"], info["token"])
+        yield Lab(page, info)
 
 
 def main() -> None:
@@ -189,10 +175,10 @@ def main() -> None:
             waits = lab.move_every_slider(explorer, times=10)
             median, worst = statistics.median(waits), max(waits)
             numbers[name] = {"moves": len(waits), "median_ms": median, "worst_ms": worst}
-            print(f"{name:14} {len(waits):4} moves, median {median:5.1f}, worst {worst:5.1f} ms")
+            print(name, numbers[name])
             if name != "floor":
-                explorer.screenshot(path=HERE / f"widget_{name}.jpg", quality=85)
-    vae.write_json(HERE / "widgets.json", numbers)
+                explorer.screenshot(path=ROOT / "figures" / f"widget_{name}.jpg", quality=85)
+    vae.write_json(ROOT / "figures" / "widgets.json", numbers)
 
 
 if __name__ == "__main__":

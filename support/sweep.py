@@ -13,6 +13,7 @@ import itertools
 import math
 import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,8 +33,10 @@ except ImportError:  # only a sweep needs it
 
 # The types of Config's fields, by annotation; the others are text.
 KINDS = {"int": int, "int | None": int, "float": float, "float | None": float}
-NOT_COMPARABLE = ("likelihood", "dataset", "data_dir", "image_size")
-SAME_FOR_ALL = ("max_images", "channels", "conditions")
+NOT_SWEPT = {
+    ("likelihood", "dataset", "data_dir", "image_size"): "nats could not be compared",
+    ("max_images", "channels", "conditions"): "all trials see the same images",
+}
 COLUMNS = ("reconstruction_nats", "kl_nats", "total_nats", "mse", "seconds")
 
 
@@ -48,10 +51,9 @@ def parse_space(sweeps: list[str], trials: int | None) -> dict[str, list | tuple
         name, _, values = text.partition("=")
         if name not in fields:
             raise vae.VAEError(f"--sweep {text}: there is no setting {name!r}, see --help.")
-        if name in NOT_COMPARABLE:
-            raise vae.VAEError(f"{name} cannot be swept: the nats could not be compared.")
-        if name in SAME_FOR_ALL:
-            raise vae.VAEError(f"{name} cannot be swept: all trials see the same images.")
+        for names, reason in NOT_SWEPT.items():
+            if name in names:
+                raise vae.VAEError(f"{name} cannot be swept: {reason}.")
         if name in space:
             raise vae.VAEError(f"--sweep {name} is given twice: put all its values into one list.")
         space[name] = parse_values(text, values, KINDS.get(fields[name].type, str))
@@ -60,7 +62,9 @@ def parse_space(sweeps: list[str], trials: int | None) -> dict[str, list | tuple
         raise vae.VAEError("A range has no end of values: say with --trials N how many to try.")
     most = math.inf if has_range else len(points(space)) - 1
     if space and trials is not None and not 1 <= trials <= most:
-        raise vae.VAEError(f"--trials must be from 1 to {most}, fewer than all, not {trials}.")
+        raise vae.VAEError(
+            f"--trials must be from 1 to {most}, not {trials}: leave it out for all."
+        )
     return space
 
 
@@ -123,12 +127,11 @@ def run(
     if file.suffix != ".db":
         raise vae.VAEError(f"--study {file}: the name must end in .db.")
     objective = functools.partial(train, space=space, make_config=make_config, data=data, goal=goal)
-    flags = {"dataset": data.name, "image_size": data.image_size} | choices
     try:
         study = open_study(file, name, prune)
         optimize(study, objective, space, trials, choices.get("seed", 0))
-        print(f"\n{data.title}: validation images, smallest {goal} first\n")
-        return report(study, goal, flags, file)
+        settings = {"dataset": data.name, "image_size": data.image_size} | choices
+        return report(study, goal, settings, data.title, file)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
         reason = first_line(err.__cause__ or err)
         raise vae.VAEError(f"{file} is no usable database ({reason}): name another one.") from None
@@ -171,7 +174,9 @@ def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     retry(study, trial)
 
 
-def optimize(study: optuna.Study, objective, space: dict, trials: int | None, seed: int) -> None:
+def optimize(
+    study: optuna.Study, objective: Callable, space: dict, trials: int | None, seed: int
+) -> None:
     """Train what is left of the grid, or of the draws."""
     if trials is None:
         study.sampler = optuna.samplers.GridSampler(space)
@@ -196,7 +201,9 @@ def suggest(trial: optuna.Trial, name: str, values: list | tuple) -> int | float
     return trial.suggest_float(name, low, high, log=low > 0)
 
 
-def train(trial: optuna.Trial, space: dict, make_config, data: vae.ImageData, goal: str) -> float:
+def train(
+    trial: optuna.Trial, space: dict, make_config: Callable, data: vae.ImageData, goal: str
+) -> float:
     """Train one model, or find it finished; returns what is minimised."""
     params = {name: suggest(trial, name, values) for name, values in space.items()}
     config = make_config(**params)
@@ -226,22 +233,26 @@ def train(trial: optuna.Trial, space: dict, make_config, data: vae.ImageData, go
     return metrics[goal]
 
 
-def report(study: optuna.Study, goal: str, flags: dict, file: Path) -> dict:
+def report(study: optuna.Study, goal: str, settings: dict, title: str, file: Path) -> dict:
     """Print the table and the best command; write FILE.json and FILE.png."""
     rows = result_rows(study, goal)
-    print(vae.markdown_table([table_row(row) for row in rows]))
+    print(f"\n{title}: validation images, smallest {goal} first\n")
+    print(vae.markdown_table(rows))
     if rows[0]["state"] != "finished":
         raise vae.VAEError("No trial was finished: see the table, and try other values.")
     command = ["python", "train.py"]
-    for name, value in (flags | study.best_params | vae.epochs_from_environment()).items():
+    for name, value in (settings | study.best_params | vae.epochs_from_environment()).items():
         command += [f"--{name}", str(value)]
     results = {"goal": goal, "trials": rows, "command": shlex.join(command)}
     vae.write_json(file.with_suffix(".json"), results)
-    with plt.style.context("default"):  # Optuna changes the style for good
+    # plot_slice changes the style for good, and warns of a field with one value.
+    with plt.style.context("default"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         optuna.visualization.matplotlib.plot_slice(study, target_name=goal)
+        plt.suptitle(f"{title}, validation images")
         plt.savefig(file.with_suffix(".png"), dpi=130)
         plt.close()
-    print(f"\nwritten: {file.with_suffix('.json')} and .png\nbest: {results['command']}")
+    print(f"\nbest: {results['command']}\nwritten: {file.with_suffix('.json')} and .png")
     return results
 
 
@@ -250,26 +261,19 @@ def result_rows(study: optuna.Study, goal: str) -> list[dict]:
     rows = {}
     for trial in sorted(study.get_trials(states=FINISHED), key=rank):
         metrics = trial.user_attrs.get("metrics", {goal: trial.value})
-        state = trial.user_attrs.get("state", "finished")
-        row = {"trial": trial.number, "params": trial.params, "metrics": metrics, "state": state}
+        row = {"trial": trial.number} | trial.params
+        row |= {column: metrics.get(column) for column in COLUMNS}
+        row["state"] = trial.user_attrs.get("state", "finished")
+        row = {name: rounded(value) for name, value in row.items()}
         rows.setdefault(str(sorted(trial.params.items())), row)
     return list(rows.values())
 
 
 def rank(trial: FrozenTrial) -> tuple[str, float]:
-    """Complete trials come before pruned ones, and these before those without a number."""
+    """Complete trials come before pruned ones, and those without a number last."""
     return trial.state.name, math.inf if trial.value is None else trial.value
 
 
-def table_row(row: dict) -> dict[str, str]:
-    """A result as it is printed."""
-    metrics = {column: row["metrics"].get(column) for column in COLUMNS}
-    cells = {"trial": row["trial"]} | row["params"] | metrics | {"state": row["state"]}
-    return {name: shown(value) for name, value in cells.items()}
-
-
-def shown(value) -> str:
-    """A number with five digits; what is missing is a dash."""
-    if value is None:
-        return "–"
-    return format(value, ",.5g") if isinstance(value, (int, float)) else value
+def rounded(value):
+    """To six digits, if it is a number."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -213,7 +213,8 @@ def official(folder: Path) -> Path:
 
 
 def half_unpacked(folder: Path) -> None:
-    paint(folder / "img_align_celeba" / "000001.jpg", 0, (178, 218))
+    for i in range(7):
+        paint(folder / "img_align_celeba" / f"{i + 1:06}.jpg", i, (178, 218))
 
 
 def unpacked(folder: Path, into: str = ".") -> None:

@@ -50,14 +50,16 @@ def test_decode_keeps_leading_dimensions_and_gives_images_from_0_to_1(leading, l
     torch.testing.assert_close(vae.decode_images(model, z), torch.sigmoid(factor * x_raw))
 
 
-def test_each_code_is_decoded_with_its_own_label_or_all_with_one():
+def test_a_conditional_model_is_given_each_codes_label_and_half_of_two_half_way(images):
     model = untrained(model="cvae", conditions=3)
-    z = randn(2, 5, 4)
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    each = [vae.decode_images(model, z[:, i], labels[i, None]) for i in range(5)]
-    images = vae.decode_images(model, z, labels)
-    torch.testing.assert_close(images, torch.stack(each, dim=1))
-    assert not torch.allclose(vae.decode_images(model, z, labels[:1]), images)
+    labels = torch.tensor([0, 2])
+    z = randn(5, 2, 4)
+    each = [vae.decode_images(model, z[:, i], labels[i, None]) for i in range(2)]
+    torch.testing.assert_close(vae.decode_images(model, z, labels), torch.stack(each, dim=1))
+    path = vae.interpolate_images(model, images[0], images[1], 3, labels=labels)
+    mu, _ = vae.encode_images(model, images[:2], labels)
+    middle = vae.decode_images(model, mu.mean(0)[None], torch.tensor([[0.5, 0, 0.5]]))
+    torch.testing.assert_close(path[1], middle[0])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32), (2, 32, 32, 3), (3, 32, 32)])
@@ -75,15 +77,6 @@ def test_a_walk_starts_and_ends_at_the_reconstructions(model, images, reconstruc
     torch.testing.assert_close(path[[0, -1]], reconstructions[:2])
     back = vae.interpolate_images(model, images[1], images[0], 7, method)
     torch.testing.assert_close(back.flip(0), path)
-
-
-def test_half_way_a_conditional_model_is_given_half_of_both_labels(images):
-    model = untrained(model="cvae", conditions=3)
-    labels = torch.tensor([0, 2])
-    path = vae.interpolate_images(model, images[0], images[1], 3, labels=labels)
-    mu, _ = vae.encode_images(model, images[:2], labels)
-    middle = vae.decode_images(model, mu.mean(0)[None], torch.tensor([[0.5, 0, 0.5]]))
-    torch.testing.assert_close(path[1], middle[0])
 
 
 @pytest.mark.parametrize("choices", [{"num_interpolations": 1}, {"method": "cubic"}], ids=str)
@@ -116,8 +109,7 @@ def test_slerp_turns_at_an_even_angle_and_keeps_the_norm(angle, radius, dims, se
 
 
 def test_slerp_of_orthogonal_codes_has_its_closed_form_whatever_their_norms():
-    a = torch.tensor([2.0, 0, 0])
-    b = torch.tensor([0, 0, 5.0])
+    a, b = torch.tensor([[2.0, 0, 0], [0, 0, 5]])
     weights = torch.linspace(0, math.pi / 2, 5)[:, None]
     expected = weights.cos() * a + weights.sin() * b
     torch.testing.assert_close(vae.interpolate_latents(a, b, 5, "spherical"), expected)
@@ -128,7 +120,6 @@ def test_slerp_is_the_line_where_no_arc_is_defined(factor):
     a = randn(8)
     path = vae.interpolate_latents(a, factor * a, 6, "spherical")
     torch.testing.assert_close(path, vae.interpolate_latents(a, factor * a, 6))
-    assert torch.equal(path[-1], factor * a)
 
 
 def test_a_square_has_the_walks_between_its_corners_along_its_edges(model, images):
@@ -166,8 +157,7 @@ def test_the_seed_decides_the_latents_that_sample_images_decodes(model, region):
     z = vae.sample_latents(9, 4, seed=1, **region)
     assert torch.equal(z, vae.sample_latents(9, 4, seed=1, **region))
     assert not torch.equal(z, vae.sample_latents(9, 4, seed=2, **region))
-    images = vae.sample_images(model, 9, seed=1, **region)
-    assert torch.equal(images, vae.decode_images(model, z))
+    assert torch.equal(vae.sample_images(model, 9, seed=1, **region), vae.decode_images(model, z))
 
 
 @pytest.mark.parametrize(
@@ -192,12 +182,9 @@ def test_the_aggregate_posterior_has_the_moments_of_many_samples_of_z(model, ima
 
 
 def test_codes_of_an_autoencoder_are_points(images):
-    model = untrained(model="ae")
-    mu, _ = vae.encode_images(model, images)
-    posterior = vae.aggregate_posterior(model, images)
-    assert torch.equal(posterior.z, mu)
-    assert torch.equal(vae.sample_codes(model, images), mu)
-    torch.testing.assert_close(posterior.std, mu.std(0, correction=0))
+    posterior = vae.aggregate_posterior(untrained(model="ae"), images)
+    assert torch.equal(posterior.z, posterior.mu)
+    torch.testing.assert_close(posterior.std, posterior.mu.std(0, correction=0))
 
 
 def test_a_traversal_sets_one_coordinate_at_a_time(model):

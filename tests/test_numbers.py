@@ -76,9 +76,9 @@ def unsourced(text: str, measured: list[float]) -> list[str]:
         if len(quoted) < 3 or number in CONSTANTS or re.fullmatch(r"(19|20)\d\d", quoted):
             continue
         digits = len(number.rstrip("%").partition(".")[2])
-        shapes = ("{:.%d%%}", "{:.%df}%%") if "%" in number else ("{:,.%df}",)
-        roundings = {(shape % digits).format(value) for shape in shapes for value in known}
-        if number not in roundings:
+        kind = "%" if "%" in number else "f"
+        roundings = {f"{value:,.{digits}{kind}}" for value in known}
+        if number not in roundings | set(in_tables):
             missing.append(quoted)
     return missing
 

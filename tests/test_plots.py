@@ -1,0 +1,129 @@
+"""Plots: each figure shows the right numbers and pictures in the right places."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import vae_helpers as vae
+from support import family
+
+STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+# Warnings of matplotlib: a label that does not fit, a glyph that the font lacks, …
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def drawn(fig):
+    """The panels of a figure, which has its title and can be drawn."""
+    assert isinstance(fig, Figure)
+    fig.canvas.draw()
+    assert fig.get_suptitle().startswith("TITLE") or fig.axes[0].get_title() == "TITLE"
+    return fig.axes
+
+
+def rows(fig):
+    """The label of each strip of images → its pixels."""
+    return {ax.get_ylabel(): ax.images[0].get_array() for ax in drawn(fig)}
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_a_grid_keeps_every_image_upright_and_in_its_place_between_white_lines(kind):
+    """Channels are moved, not reshaped: .view(H, W, 3) would scramble this picture."""
+    pixels = torch.arange(3 * 4 * 6 * 3).reshape(3, 3, 4, 6).byte()  # every value another one
+    grid = vae.image_grid(pixels if kind == "uint8" else pixels / 255, columns=2, pad=1)
+    assert grid.shape == (1 + 2 * 5, 1 + 2 * 7, 3)
+    expected = np.full((11, 15, 3), 255)
+    for number, (y, x) in enumerate([(1, 1), (1, 8), (6, 1)]):  # row by row, no fourth image
+        for channel in range(3):
+            expected[y : y + 4, x : x + 6, channel] = pixels[number, channel]
+    assert np.array_equal(grid, expected)
+
+
+def test_rows_stand_beside_their_labels_and_below_the_labels_of_their_columns():
+    label = "a label that is much longer than most of them"
+    fig = vae.plot_rows({label: STRIP, "b": STRIP[:3]}, "TITLE", list("12345"))
+    assert np.array_equal(rows(fig)[label], vae.image_grid(STRIP))
+    assert np.array_equal(rows(fig)["b"], vae.image_grid(STRIP[:3]))
+    first = fig.axes[0]
+    assert first.yaxis.label.get_window_extent().x0 >= 0  # the label is not cut
+    assert first.get_window_extent().width / fig.dpi > 5 * 0.4  # nor squeezes the images
+    middles = [2 + 10 * i + 3.5 for i in range(5)]  # images of 8 pixels, 2 between them
+    assert first.get_xticks() == pytest.approx(middles, abs=1)
+
+
+def test_pictures_stand_below_their_originals_in_a_row_or_in_a_grid(model, shapes):
+    images = shapes.test.images[:4]
+    mu, _ = vae.encode_images(model, images)
+    x_hat = vae.image_grid(vae.decode_images(model, mu))
+    shown = rows(vae.plot_reconstructions({"conv": model}, images, "TITLE"))
+    assert np.array_equal(shown["original"], vae.image_grid(images))
+    assert np.array_equal(shown["conv"], x_hat)
+    assert np.array_equal(rows(vae.plot_samples({"conv": model}, mu, "TITLE"))["conv"], x_hat)
+    (ax,) = drawn(vae.plot_grid(images, "TITLE", columns=3))
+    assert np.array_equal(ax.images[0].get_array(), vae.image_grid(images, 3))
+
+
+def test_interpolations_stand_between_the_two_originals_with_their_positions():
+    black = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    fig = vae.display_interpolated_images({"a": STRIP, "b": STRIP}, (black, black + 255), "TITLE")
+    expected = torch.cat([torch.zeros(1, 3, 8, 8), STRIP, torch.ones(1, 3, 8, 8)])
+    for pixels in rows(fig).values():
+        assert np.array_equal(pixels, vae.image_grid(expected))
+    texts = [label.get_text() for label in fig.axes[0].get_xticklabels()]
+    assert texts == ["original", "0", "0.25", "0.5", "0.75", "1", "original"]
+
+
+def test_a_history_shows_validation_and_training_and_one_epoch_as_a_point():
+    losses = {"epoch": 1}
+    for number, part in enumerate(("reconstruction", "kl", "total")):
+        losses |= {f"val_{part}_nats": number, f"train_{part}_nats": number + 9}
+    histories = {"conv": [losses, losses | {"epoch": 2}], "fc": [losses]}
+    for number, ax in enumerate(drawn(vae.plot_history(histories, "TITLE"))):
+        solid, dashed, point, _ = ax.lines
+        assert solid.get_xydata().tolist() == [[1, number], [2, number]]
+        assert dashed.get_xydata().tolist() == [[1, number + 9], [2, number + 9]]
+        assert [solid.get_linestyle(), dashed.get_linestyle()] == ["-", "--"]
+        assert [solid.get_marker(), point.get_marker()] == ["None", "o"]
+
+
+@pytest.mark.parametrize("steps, positions", [(False, [0, 0.5, 1]), (True, [1 / 6, 3 / 6, 5 / 6])])
+def test_along_a_path_values_stand_at_images_and_steps_between_them(steps, positions):
+    path = {"a": torch.tensor([1.0, 3, 2])}
+    (ax,) = drawn(vae.plot_along_path(path, "TITLE", "distance", {"mean": 2.5}, steps))
+    assert ax.lines[0].get_xdata().tolist() == pytest.approx(positions)
+    assert ax.lines[0].get_ydata().tolist() == [1, 3, 2]
+    assert list(ax.lines[1].get_ydata()) == [2.5, 2.5]
+    assert [ax.get_ylabel(), ax.texts[0].get_text()] == ["distance", "mean"]
+
+
+def test_rate_and_distortion_are_joined_in_the_order_of_the_rate_the_others_not():
+    results = {"b": {"kl_nats": 30, "mse": 0.1}, "a": {"kl_nats": 3, "mse": 0.4}}
+    others = {"wae": {"kl_nats": 9, "mse": 0.2}}
+    (ax,) = drawn(vae.plot_rate_distortion(results, "TITLE", others, "mse"))
+    assert ax.lines[0].get_xydata().tolist() == [[3, 0.4], [30, 0.1]]
+    assert ax.lines[1].get_xydata().tolist() == [[9, 0.2]]
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "wae"]
+
+
+def test_the_aggregate_posterior_is_sorted_by_kl(model, shapes):
+    posterior = vae.aggregate_posterior(model, shapes.test.images)
+    bars, points, _ = drawn(vae.plot_aggregate_posterior(posterior, "TITLE"))
+    order = posterior.kl_nats.argsort(descending=True)
+    assert [bar.get_height() for bar in bars.patches] == posterior.kl_nats[order].tolist()
+    assert points.lines[0].get_ydata().tolist() == posterior.std[order].tolist()
+    assert points.lines[1].get_ydata().tolist() == posterior.mean[order].tolist()
+
+
+def test_a_conditional_model_is_shown_class_by_class_and_with_an_attribute_switched():
+    config = vae.Config(dataset="celeba", model="cvae", conditions=3, image_size=8, latent_dim=2)
+    model = vae.build_model(config)
+    shown = rows(family.plot_classes(model, "abc", "TITLE", latents=2))
+    x_hat = vae.decode_images(model, model.draw_codes(2)[1].expand(3, 2), torch.arange(3))
+    assert np.array_equal(shown["z 2"], vae.image_grid(x_hat))
+    labels = torch.tensor([[1, 0, 0]] * 5)
+    names = ["Male", "Wavy_Hair", "Hat"]
+    shown = rows(family.plot_attributes(model, STRIP, labels, names, names[1:2], "TITLE"))
+    assert list(shown) == ["original", "reconstruction", "no Wavy Hair", "Wavy Hair"]
+    assert np.array_equal(shown["reconstruction"], shown["no Wavy Hair"])
+    assert not np.array_equal(shown["reconstruction"], shown["Wavy Hair"])
