@@ -48,19 +48,21 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from support.datasets import (
-    DATASETS,
+from support.basics import (
     DatasetUnavailable,  # noqa: F401  notebooks catch it as vae.DatasetUnavailable
-    ImageData,
-    Split,
     VAEError,
     digest,
     env_flag,
     first_line,
     import_torchvision,
-    load_dataset,  # noqa: F401  notebooks write vae.load_dataset
     progress_bar,
     write_atomically,
+)
+from support.datasets import (
+    DATASETS,
+    ImageData,
+    Split,
+    load_dataset,  # noqa: F401  notebooks write vae.load_dataset
 )
 from support.hardware import all_reduce, get_device, precision, processes
 from support.training_state import TrainingState, resident

@@ -20,15 +20,15 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader
 
-import vae_helpers as vae  # noqa: E402
-from support import hardware, metrics, runs  # noqa: E402
-from support.datasets import import_torchvision  # noqa: E402
+import vae_helpers as vae
+from support import hardware, metrics, runs
+from support.basics import import_torchvision
 
 GROWTH = {  # field of the config, or of load_dataset → values
     "latent_dim": (16, 64, 256, 1024),

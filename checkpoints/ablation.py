@@ -17,11 +17,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-import vae_helpers as vae  # noqa: E402
-from support import metrics, runs  # noqa: E402
-from support.datasets import env_flag  # noqa: E402
+import vae_helpers as vae
+from support import metrics, runs
+from support.basics import env_flag
 
 ALONE = {
     "calibrated σ": {"likelihood": "gaussian"},

@@ -14,13 +14,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import safetensors.torch  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import safetensors.torch
+import torch
+import torch.nn.functional as F
 
-import vae_helpers as vae  # noqa: E402
-from support import metrics, runs  # noqa: E402
-from support.datasets import digest, progress_bar  # noqa: E402
+import vae_helpers as vae
+from support import metrics, runs
+from support.basics import digest, progress_bar
 
 EPOCHS, BATCH, PEAK_LR, SEED = 10, 128, 5e-3, 0
 

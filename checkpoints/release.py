@@ -18,9 +18,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import evaluate  # noqa: E402
-import vae_helpers as vae  # noqa: E402
-from support import runs  # noqa: E402
+import evaluate
+import vae_helpers as vae
+from support import runs
 
 MEASURED = ("cifar10_conv", "cifar10_conv_sigma", "cifar10_best", "celeba_conv", "celeba_best")
 # As many parameters as the convolutional model, and three times as many.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import vae_helpers as vae  # noqa: E402
-from support import runs  # noqa: E402
+import vae_helpers as vae
+from support import runs
 
 TOLERANCE = 1e-4  # relative; the same processor gives the same digits
 

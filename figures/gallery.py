@@ -21,17 +21,17 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from joblib import Parallel, delayed  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from sklearn.ensemble import RandomForestClassifier  # noqa: E402
-from sklearn.metrics import balanced_accuracy_score  # noqa: E402
-from torch import Tensor  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from joblib import Parallel, delayed
+from matplotlib.figure import Figure
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor
 
-import vae_helpers as vae  # noqa: E402
-from support import disentanglement, family, metrics, report, runs  # noqa: E402
+import vae_helpers as vae
+from support import disentanglement, family, metrics, report, runs
 
 SHAPES = 30_000  # training images to be drawn
 SAMPLES = 5000  # images in each Fréchet distance

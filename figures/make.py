@@ -17,15 +17,15 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from torch import Tensor  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
 
-import vae_helpers as vae  # noqa: E402
-from figures import doc_tables  # noqa: E402
-from support import metrics, runs  # noqa: E402
+import vae_helpers as vae
+from figures import doc_tables
+from support import metrics, runs
 
 PAIR = (12, 37)  # the test images that are interpolated
 

@@ -27,8 +27,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import vae_helpers as vae  # noqa: E402
-from support import hardware, runs  # noqa: E402
+import vae_helpers as vae
+from support import hardware, runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -21,16 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from support.basics import (  # noqa: F401  the others import all of these from this file
+from support.basics import (
     DatasetUnavailable,
     VAEError,
     data_root,
-    digest,
     env_flag,
     first_line,
     import_torchvision,
-    progress_bar,
-    write_atomically,
 )
 from support.images import Files, load_images, printable
 from support.shapes import SHAPE_FACTORS, SHAPE_NAMES, draw_shapes

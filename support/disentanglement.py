@@ -16,7 +16,9 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 import vae_helpers as vae
-from support.datasets import SHAPE_FACTORS, ImageData, draw_shapes, progress_bar
+from support.basics import progress_bar
+from support.datasets import ImageData
+from support.shapes import SHAPE_FACTORS, draw_shapes
 
 DRAWN = 10_000  # shapes that are drawn to measure a model
 VOTES = 800  # of the FactorVAE score: to learn its classifier, and as many to test it

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import vae_helpers as vae
-from support.datasets import digest, first_line, import_torchvision
+from support.basics import digest, first_line, import_torchvision
 
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints/features/features.safetensors"
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_helpers as vae
-from support.datasets import ImageData, progress_bar
+from support.basics import progress_bar
+from support.datasets import ImageData
 from support.features import (  # noqa: F401  others write metrics.load_feature_net
     FeatureNet,
     Inception,

@@ -19,7 +19,7 @@ import torch
 
 import vae_helpers as vae
 from support import family, vector_quantised  # noqa: F401  so that all models are known
-from support.datasets import env_flag, write_atomically
+from support.basics import env_flag, write_atomically
 from support.hardware import hardware, precision_name
 
 ROOT = Path(__file__).resolve().parent.parent

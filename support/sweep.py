@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 import vae_helpers as vae
 from support import runs
-from support.datasets import first_line
+from support.basics import first_line
 
 try:
     import optuna

@@ -209,10 +209,7 @@ class VQVAE(vae.VAE):
         return self.decode_codes(self.look_up(self.indices(z)))
 
     def forward(
-        self,
-        x: Tensor,
-        noise: torch.Generator | None = None,
-        condition: Tensor | None = None,
+        self, x: Tensor, noise: torch.Generator | None = None, condition: Tensor | None = None
     ) -> vae.Output:
         mu, logvar = self.encode(x)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 could change the nearest

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from support.datasets import import_torchvision
+from support.basics import import_torchvision
 
 SPLITS = ("train", "val", "test")
 LAYOUTS = {

@@ -19,7 +19,9 @@ from painting import SPLITS, all_images, all_numbers, labels_follow, numbers, sa
 from PIL import Image
 
 from support import images
-from support.datasets import SHAPE_NAMES, DatasetUnavailable, VAEError, draw_shapes, load_dataset
+from support.basics import DatasetUnavailable, VAEError
+from support.datasets import load_dataset
+from support.shapes import SHAPE_NAMES, draw_shapes
 
 
 def load_folder(path, size=8):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import vae_helpers as vae
 from support import disentanglement
-from support.datasets import SHAPE_FACTORS
+from support.shapes import SHAPE_FACTORS
 
 LEVELS = (3, 10, 4, 8)
 N = 2000

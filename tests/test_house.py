@@ -8,11 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-CODE = []
-for folder in (".", "support", "figures", "checkpoints", "benchmarks"):
-    CODE += sorted((ROOT / folder).glob("*.py"))
-TESTS = sorted((ROOT / "tests").glob("*.py"))
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TESTS = sorted(ROOT.glob("tests/*.py"))
+CODE = sorted({*ROOT.glob("*.py"), *ROOT.glob("*/*.py")} - {*TESTS})
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 # What vae_helpers.py is built on, which must not import it in turn.
 BELOW = {"basics", "shapes", "images", "datasets", "hardware", "training_state"}
 

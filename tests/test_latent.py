@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 import vae_helpers as vae
 
-QUARTERS = [0, 0.25, 0.5, 0.75, 1]
-
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -87,10 +85,10 @@ def test_a_walk_that_is_none_is_refused_in_one_sentence(model, images, choices):
 
 def test_linear_steps_are_even_in_codes_and_in_pixels(images):
     a, b = randn(2, 3, 6)
-    expected = torch.stack([a + (b - a) * t for t in QUARTERS])
-    torch.testing.assert_close(vae.interpolate_latents(a, b, 5), expected)
-    fade = vae.cross_fade(images[0], images[1], 3)
-    torch.testing.assert_close(fade[1], images[:2].float().mean(0) / 255)
+    steps = vae.interpolate_latents(a, b, 5).diff(dim=0)
+    torch.testing.assert_close(steps, (b - a).expand(4, 3, 6) / 4)
+    middle = vae.cross_fade(images[0], images[1], 3)[1]
+    torch.testing.assert_close(middle, images[:2].float().mean(0) / 255)
 
 
 @given(st.floats(0.05, 3.0), st.floats(0.1, 20), st.integers(2, 64), st.integers(0, 99))
@@ -102,7 +100,7 @@ def test_slerp_turns_at_an_even_angle_and_keeps_the_norm(angle, radius, dims, se
         return radius * (math.cos(angle * t) * u + math.sin(angle * t) * v)
 
     path = vae.interpolate_latents(point(0), point(1), 5, "spherical")
-    expected = torch.stack([point(t) for t in QUARTERS])
+    expected = torch.stack([point(t) for t in (0, 0.25, 0.5, 0.75, 1)])
     torch.testing.assert_close(path, expected, rtol=0, atol=2e-3 * radius)
     inside = vae.interpolate_latents(point(0), point(1), 5)[2].norm()
     assert inside.item() == pytest.approx(radius * math.cos(angle / 2), rel=1e-3, abs=1e-4)
@@ -170,8 +168,10 @@ def test_a_region_that_is_none_is_refused_in_one_sentence_and_any_by_a_vq_vae(re
         vae.sample_images(untrained(model="vq_vae"), 3, **region)
 
 
-def test_the_aggregate_posterior_has_the_moments_of_many_samples_of_z(model, images):
+def test_the_aggregate_posterior_has_the_moments_of_many_samples_of_z(images):
     """By the law of total variance."""
+    model = untrained()
+    model.encoder[-1].mu.weight.data *= 300  # codes as far apart as after a long training
     posterior = vae.aggregate_posterior(model, images, seed=3)
     mu, logvar = vae.encode_images(model, images)
     z = (mu + torch.exp(0.5 * logvar) * randn(2000, 48, 4)).flatten(0, 1)

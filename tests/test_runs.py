@@ -37,19 +37,19 @@ def folder(tmp_path):
     return tmp_path / "runs" / "run"
 
 
-def stop_after(epoch, error=KeyboardInterrupt):
+def stop_after(epoch):
     """An on_epoch that ends the run after an epoch, which must be the first that it trains."""
 
     def on_epoch(history):
         assert len(history) == epoch
-        raise error
+        raise KeyboardInterrupt
 
     return on_epoch
 
 
-def train_until(epoch, config, data, folder, error=KeyboardInterrupt):
-    with pytest.raises(error):
-        runs.train_run(config, data, folder, on_epoch=stop_after(epoch, error))
+def train_until(epoch, config, data, folder):
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_run(config, data, folder, on_epoch=stop_after(epoch))
 
 
 def same_weights(a, b):
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_old_files_and_no_others(few, config, folder, mon
         raise OSError("No space left on device")
 
     first = runs.train_run(config, few, folder)
-    train_until(1, config, few, folder)
+    train_until(1, config, few, folder)  # over the finished run
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="No space left"):
@@ -171,17 +171,13 @@ def test_a_full_disk_leaves_the_old_files_and_no_others(few, config, folder, mon
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-class Killed(BaseException):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS)
 def test_a_run_cut_off_after_every_epoch_ends_with_the_same_bits(few, folder, tmp_path, choices):
     config = vae.config_for(few, **SMALL | {"epochs": 3, "lr": 3e-3} | choices)
     whole = runs.train_run(config, few, tmp_path / "whole")
     for epoch in (1, 2, 3):
         torch.manual_seed(epoch)  # the global random state has no part in it
-        train_until(epoch, config, few, folder, Killed)
+        train_until(epoch, config, few, folder)
         assert [path.name for path in folder.iterdir()] == [runs.UNFINISHED]
     resumed = runs.train_run(config, few, folder, on_epoch=stop_after(4))
     assert same_weights(resumed.model, whole.model)

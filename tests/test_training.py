@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -47,10 +46,7 @@ def one_cycle(step, steps, top):
     "choices", [{}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}], ids=str
 )
 def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
-    """PyTorch's Adam on the mean loss of shuffled batches of 50, 50, 50 and 42 images.
-
-    Of an autoencoder, which has no noise.
-    """
+    """Adam on the mean loss of batches of 50, 50, 50 and 42; an autoencoder has no noise."""
     config = dataclasses.replace(config, model="ae", batch_size=50, **choices)
     model, history = fit(shapes, config)
     by_hand = vae.build_model(config)
@@ -86,17 +82,14 @@ def test_losses_fall_and_total_is_reconstruction_plus_beta_times_kl(shapes, choi
     _, history = fit(shapes, config)
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert history[0]["seconds"] < history[1]["seconds"]
-    keys = {"epoch", "seconds", "train_penalty"}
     for split in ("train", "val"):
         names = [f"{split}_{loss}_nats" for loss in ("reconstruction", "kl", "total")]
-        keys.update(names)
         for row in history:
             reconstruction, kl, total = (row[name] for name in names)
             assert kl > 0
             assert total == pytest.approx(reconstruction + config.beta * kl)
         first, last = (history[epoch][names[-1]] for epoch in (0, -1))
         assert last < first - 0.02 * abs(first)
-    assert history[0].keys() == keys
 
 
 @given(st.integers(1, 200), st.integers(2, 50), st.sampled_from(["none", "batch"]))
@@ -133,10 +126,9 @@ def test_a_loss_that_is_not_finite_stops_in_one_sentence(shapes, config):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("warmup", [0, 2])
-def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config, warmup):
+def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config):
     """The weight of the KL in a step is the gradient that reaches it."""
-    config = dataclasses.replace(config, beta=4, kl_warmup=warmup, epochs=3)
+    config = dataclasses.replace(config, beta=4, kl_warmup=2, epochs=3)
     model = vae.build_model(config)
     gradients = []
 
@@ -148,8 +140,8 @@ def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config, war
 
     model.code_nats = code_nats
     vae.fit(model, shapes, config)
-    rising = [4 * step / 12 for step in range(6 * warmup)]  # an epoch has 6 batches
-    assert gradients == pytest.approx(rising + [4] * (18 - len(rising)), rel=1e-5)
+    rising = [4 * step / 12 for step in range(12)]  # an epoch has 6 batches
+    assert gradients == pytest.approx(rising + [4] * 6, rel=1e-5)
 
 
 def test_sigma_is_the_root_mean_squared_error_of_the_training_images(shapes, config):
@@ -176,10 +168,9 @@ def test_image_losses_do_not_depend_on_the_batch(shapes, config):
     """501 images are one more than a pass; an autoencoder, so that no noise differs."""
     model = vae.build_model(dataclasses.replace(config, model="ae"))
     images = shapes.train.images.repeat(3, 1, 1, 1)[:501]
-    reconstruction, kl = vae.image_losses(model, images)
-    assert not kl.any()
-    alone = torch.cat([vae.image_losses(model, images[i : i + 1])[0] for i in (0, 499, 500)])
-    torch.testing.assert_close(reconstruction[[0, 499, 500]], alone, rtol=1e-5, atol=0)
+    together = torch.stack(vae.image_losses(model, images))
+    alone = [torch.stack(vae.image_losses(model, images[i : i + 1])) for i in (0, 499, 500)]
+    torch.testing.assert_close(together[:, [0, 499, 500]], torch.cat(alone, 1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
@@ -192,16 +183,10 @@ def test_evaluate_adds_up_and_measures_the_reconstruction_at_mu(shapes, config, 
     assert metrics["total_nats_se"] == pytest.approx(total.std(ddof=1) / math.sqrt(48))
     x_hat = vae.decode_images(model, vae.encode_images(model, images)[0])
     assert metrics["mse"] == pytest.approx(F.mse_loss(x_hat, unit).item(), rel=1e-5)
-    assert ("floor_nats" in metrics) == (likelihood == "bernoulli")
+    assert ("excess_nats" in metrics) == (likelihood == "bernoulli")
     if likelihood == "bernoulli":
         floor = F.binary_cross_entropy(unit, unit, reduction="sum").item() / 48
-        assert metrics["excess_nats"] == pytest.approx(metrics["total_nats"] - floor, rel=1e-4)
-
-
-def test_active_dims_are_those_whose_mu_varies_by_more_than_a_hundredth(model):
-    spread = torch.tensor([0, 0.05, 0.2, 1])
-    mu = 7 + spread * torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
-    assert model.describe_codes(mu)["active_dims"] == 2
+        assert metrics["excess_nats"] == pytest.approx(total.mean() - floor, rel=1e-4)
 
 
 @pytest.mark.parametrize("choices", [{}, BEST], ids=["vae", "best"])
@@ -218,33 +203,23 @@ def test_the_loss_curve_in_bfloat16_is_that_in_float32(shapes, config, monkeypat
 
 def test_precision_is_what_VAE_PRECISION_names_else_what_the_processor_does_itself(monkeypatch):
     cpu = torch.device("cpu")
-    for name in ("float32", "bfloat16"):
+    for name, native in (("float32", True), ("bfloat16", False)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda n=native: n, False)
         monkeypatch.setenv("VAE_PRECISION", name)
         assert vae.precision(cpu) == getattr(torch, name)
-    monkeypatch.setenv("VAE_PRECISION", "int8")
-    with pytest.raises(vae.VAEError, match="must be float32 or bfloat16, not 'int8'"):
-        vae.precision(cpu)
-    monkeypatch.delenv("VAE_PRECISION")
-    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda n=native: n, False)
-        assert vae.precision(cpu) == dtype
+        monkeypatch.delenv("VAE_PRECISION")
+        assert vae.precision(cpu) == (torch.bfloat16 if native else torch.float32)
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_train_what_one_does(tmp_path):
-    """An autoencoder, because a vae draws other noise in each process.
-
-    299 images are shares of 50 and 50, and of the last batch 50 and 49.
-    """
+    """An autoencoder, without noise, in shares of 50 and 50 images, at last of 50 and 49."""
     flags = "--dataset shapes --model ae --max_images 299 --image_size 16 --latent_dim 4 --width 8"
     arguments = [*flags.split(), "--epochs", "2", "--batch_size", "100", "--out"]
     one = train.main([*arguments, str(tmp_path / "one")])
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*start, *arguments, str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
+    command = [*torchrun, *arguments, str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("saved in") == 1
     record = json.loads((tmp_path / "two" / "model.json").read_text())
     assert record["processes"] == 2
     for row, row_of_two in zip(one.record["history"], record["history"]):
