@@ -114,7 +114,7 @@ def draw(
     conditions = labels[torch.arange(n) % len(labels)]
     samples = vae.sample_images(model, n, conditions, seed=args.seed)
     report.draw_images(model, data, x_hat[:n], samples, args.num_interpolations, out)
-    report.draw_codes(model, data, mu, args.quick, out)
+    report.draw_maps(model, data, mu, args.quick, out)
     if not model.discrete:
         report.draw_traversals(model, data, args.seed, out)
     if model.conditional:
@@ -185,7 +185,7 @@ def without_nan(value):
 def main(argv: list[str] | None = None) -> dict:
     """Load, draw, measure, write; returns what metrics.json holds.
 
-    Raises VAEError on what the user can put right.
+    Raises VAEError on a user's mistake.
     """
     args = parsed(argv)
     # Made first, so that missing weights are known before the long part.

@@ -22,7 +22,7 @@ Conventions
     mu, logvar  (N, D), the mean and the logarithm of the variance of q(z|x); D = latent_dim
     z           (N, D), a code
     x_hat       the mean of p(x|z), in the shape and the range of x
-    condition   (N, A), what a conditional model is given beside the image
+    condition   (N, A), what a conditional model is given in addition to the image
     nats        a loss of one image, summed over pixels or latent dimensions, never averaged
 """
 
@@ -76,7 +76,7 @@ from support.training_state import TrainingState, resident
 MODELS: dict[str, type[VAE]] = {}
 
 LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
-LARGEST = 2**31 - 1  # what PyTorch and its libraries count with
+LARGEST = 2**31 - 1  # PyTorch and its libraries count with 32 bits in places
 
 
 def option(
@@ -89,7 +89,10 @@ def option(
 
 @dataclass(frozen=True)
 class Config:
-    """Every choice that a run makes; on one CPU, equal configs on equal data give equal models.
+    """Every choice that a run makes.
+
+    On one machine's CPU, with the same precision and number of threads, equal configs on equal
+    data give equal models.
 
     What is None follows from the other fields, and is a value once the config is made. Raises
     VAEError when a value, or a combination of values, cannot work.
@@ -173,7 +176,7 @@ class Config:
         """Give every field that was left out the value that follows from the others."""
         model = MODELS[self.model]
         if self.beta == 1 and not model.sampled:
-            self._set(beta=None)  # dataclasses.replace hands on the 1 of a vae
+            self._set(beta=None)  # a vae's 1, copied by dataclasses.replace, has no meaning here
         if self.image_size is None:
             self._set(image_size=DATASETS[self.dataset])
         if self.depth is None and self.arch == "fc":
@@ -256,7 +259,8 @@ def _checked_value(f: dataclasses.Field, value):
     else:
         whole = f.type.startswith("int")
         valid = number and low <= value <= high and (isinstance(value, int) or not whole)
-        requirement = f"a {'whole ' * whole}number from {low:,} to {high:,}"
+        kind = "a whole number" if whole else "a number"
+        requirement = f"{kind} from {low:,} to {high:,}"
     if not valid:
         raise VAEError(f"{f.name} must be {requirement}, not {str(value)[:80]!r}.")
     return value
@@ -484,11 +488,13 @@ class Output(NamedTuple):
 class VAE(nn.Module):
     """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z), Kingma & Welling 2014.
 
-    What another model does differently is a method or one of these attributes: see
-    support/family.py and support/vector_quantised.py.
+    Another model overrides what it does differently: these four attributes, defaults and
+    choices_for (its config), make_encoder, make_decoder and latent_size (its networks), condition,
+    encode, decode_raw and forward (its pass), code_nats and penalty (its loss), draw_codes and
+    describe_codes (its codes). See support/family.py and support/vector_quantised.py.
     """
 
-    sampled = True  # z ~ q(z|x); else the code is a point, and a point has no KL
+    sampled = True  # z ~ q(z|x); else the code is the point mu, which has no KL
     has_price = True  # a code costs nats, see code_nats
     conditional = False  # encoder and decoder are given a label
     discrete = False  # codes come from a codebook, not from a space with a prior N(0, I)
@@ -559,7 +565,7 @@ class VAE(nn.Module):
         return Output(self.decode_raw(z, condition), mu, logvar, z)
 
     def code_nats(self, out: Output) -> Tensor:
-        """The price of each image's code, (N,) nats: its KL, or 0 where the code is a point."""
+        """The price of each image's code, (N,) nats: its KL, or 0 for an autoencoder's point."""
         return kl_nats(out.mu, out.logvar) if self.sampled else torch.zeros_like(out.mu[:, 0])
 
     def penalty(self, out: Output, noise: torch.Generator | None = None) -> Tensor:
@@ -571,7 +577,7 @@ class VAE(nn.Module):
         return sample_latents(n, self.config.latent_dim, seed=seed, **region)
 
     def describe_codes(self, mu: Tensor) -> dict[str, float]:
-        """What evaluate says of the codes mu (N, D) of many images."""
+        """What evaluate reports about the codes mu (N, D) of many images."""
         return {"active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
 
 
@@ -673,7 +679,7 @@ def fit(
     save: Callable[[list[dict], dict], None] | None = None,
     start: tuple[list[dict], dict] | None = None,
 ) -> list[dict]:
-    """Minimise reconstruction + beta * KL + penalty with Adam; returns the history, draws nothing.
+    """Minimise reconstruction + beta * KL + penalty with Adam; returns the history.
 
     The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
     the code (model.code_nats), and total leaves the penalty out. train_* are means over the epoch
@@ -699,7 +705,7 @@ def fit(
         losses = train_epoch(state, images, conditions, epoch, progress)
         state.swap_average()
         calibrate(model, data.train)
-        nats = [losses.mean().item() for losses in image_losses(model, *data.val)]
+        nats = [values.mean().item() for values in image_losses(model, *data.val)]
         losses |= {"val_reconstruction_nats": nats[0], "val_kl_nats": nats[1]}
         row = {"epoch": epoch, "seconds": time.perf_counter() - began} | losses
         for split in ("train", "val"):
@@ -744,7 +750,7 @@ def train_epoch(
         state.step(loss * (len(x) * world / len(batch)))
         sums += torch.stack([reconstruction, kl, penalty]).detach() * len(x)
         seen += len(x)
-        if step % 20 == 0 or step == len(batches) - 1:  # reading a number waits for the device
+        if step % 20 == 0 or step == len(batches) - 1:  # tolist waits for the device
             means = (sums / seen).tolist()
             stop_if_diverged(means, config, f"in epoch {epoch}, step {step + 1} of {len(batches)}")
             bar.set_postfix(reconstruction=f"{means[0]:.1f}", kl=f"{means[1]:.1f}")
@@ -799,7 +805,7 @@ def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
 # ── Evaluation ──
 
 ACTIVE_THRESHOLD = 0.01  # variance of mu above which a dimension is active (Burda et al. 2016)
-PASS = 500  # images in one pass without gradients: fills two cores, and little memory
+EVALUATION_BATCH = 500  # images at a time without gradients: busy cores, little memory
 
 
 def forward_passes(
@@ -812,8 +818,8 @@ def forward_passes(
     generator = torch.Generator(model.device).manual_seed(seed)
     condition = model.condition(labels)
     model.eval()
-    for first in range(0, len(images), PASS):
-        part = slice(first, first + PASS)
+    for first in range(0, len(images), EVALUATION_BATCH):
+        part = slice(first, first + EVALUATION_BATCH)
         x = to_input(images[part].to(model.device), model.config)
         given = None if condition is None else condition[part].to(model.device)
         with torch.no_grad():
@@ -852,8 +858,8 @@ def evaluate(
     mu, _ = encode_images(model, images, labels)
     reconstruction, kl = image_losses(model, images, labels, seed=seed)
     squared = floor = 0.0
-    for first in range(0, len(images), PASS):
-        part = slice(first, first + PASS)
+    for first in range(0, len(images), EVALUATION_BATCH):
+        part = slice(first, first + EVALUATION_BATCH)
         unit = as_unit(images[part])
         x_hat = decode_images(model, mu[part], None if labels is None else labels[part])
         squared += (x_hat - unit).square().sum().item()
@@ -998,8 +1004,8 @@ def in_passes(
     model.eval()
     results = []
     with torch.no_grad():
-        for first in range(0, len(rows), PASS):
-            part = slice(first, first + PASS)
+        for first in range(0, len(rows), EVALUATION_BATCH):
+            part = slice(first, first + EVALUATION_BATCH)
             given = None if condition is None else condition[part].to(model.device)
             results.append(call(rows[part].to(model.device), given))
     return tuple(torch.cat(parts).cpu() for parts in zip(*results))
@@ -1008,7 +1014,7 @@ def in_passes(
 def sample_codes(
     model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> Tensor:
-    """One z ~ q(z|x) for each image: (N, D), draws of the aggregate posterior; mu of a point."""
+    """One z ~ q(z|x) for each image, (N, D); mu itself where the code is a point."""
     mu, logvar = encode_images(model, images, labels)
     return reparameterize(mu, logvar, torch.Generator().manual_seed(seed)) if model.sampled else mu
 
@@ -1017,7 +1023,7 @@ def sample_codes(
 
 
 def slerp(z_a: Tensor, z_b: Tensor, t: Tensor) -> Tensor:
-    """Spherical interpolation: (..., D), (..., D), t → (..., D). Turns at an even angle.
+    """Spherical interpolation at constant angular speed: (..., D), (..., D), t → (..., D).
 
     Shoemake 1985; for latents White 2016, arXiv:1609.04468. Where the two are (anti)parallel no
     arc is defined and the line is taken.
@@ -1105,11 +1111,12 @@ def sample_latents(
 
     z_range   every coordinate uniform between the two values: the assignment's (-2, 2)
     radius    uniform on the sphere ||z|| = radius
-    Raises VAEError when both are given, or z_range is not (low, high).
+    Raises VAEError when two of the three are given, or z_range is not (low, high).
     """
     generator = torch.Generator().manual_seed(seed)
-    if z_range is not None and radius is not None:
-        raise VAEError("Give z_range or radius, not both.")
+    given = [z_range is not None, radius is not None, temperature != 1]
+    if sum(given) > 1:
+        raise VAEError("Give one of z_range, radius and temperature, not two.")
     if z_range is not None:
         low, high = z_range
         if not low < high:
@@ -1385,7 +1392,7 @@ def plot_rate_distortion(
     ax.plot(rates, distortions, "o-", color="C0")
     for rate, value, name in points:
         ax.annotate(name, (rate, value), xytext=(8, 5), textcoords="offset points")
-    for name, r in (others or {}).items():  # their names stand below left, where the line is not
+    for name, r in (others or {}).items():  # their names are below left, off the line
         point = (r["kl_nats"], r[distortion])
         ax.plot(*point, "s", color="C1")
         ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 
 class VAEError(ValueError):
-    """Something that the user can put right; the message is one sentence that says how."""
+    """A mistake that the user can correct; the message is one sentence that says how."""
 
 
 class DatasetUnavailable(VAEError):

@@ -206,7 +206,9 @@ def _load_splits(
 
 # ── The known sets, and torchvision's files and download ─────────────────────────────────────────
 
-_KNOWN = {  # name → title, and the folder that torchvision's download makes in the data root
+# Name → title, and the folder that torchvision's download makes in the data root. A new set also
+# needs its image size in DATASETS, and a branch in _load_torchvision if its class differs.
+_KNOWN = {
     "cifar10": ("CIFAR-10", "cifar-10-batches-py"),
     "celeba": ("CelebA", "celeba/img_align_celeba"),
     "mnist": ("MNIST", "MNIST/raw"),
@@ -315,7 +317,7 @@ def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
     for file in files.names:
         if file.lower().endswith(IMAGE_SUFFIXES):
             parts[file] = file.split("/")
-    # A folder that holds everything says nothing.
+    # A top folder that holds all images is no class.
     while len({part[0] for part in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
         parts = {file: part[1:] for file, part in parts.items()}
 

@@ -71,7 +71,7 @@ def mutual_information_gap(mu: Tensor, factors: Tensor, bins: int = 20) -> float
     factor's entropy; mean over the factors. Where the paper integrates over q(z|x), this bins the
     means, as Locatello et al. 2019 do (with bins of equal width).
     """
-    # Beside a lone dimension stands one that tells nothing.
+    # One more dimension without information, so that a single one has a second to lead.
     nothing = np.zeros(factors.shape[1])
     information = np.vstack([mutual_information(mu, factors, bins), nothing])
     second, first = np.sort(information, axis=0)[-2:]
@@ -125,10 +125,10 @@ def factor_vae_score(
     """Accuracy of naming the factor that some images share (Kim & Mnih 2018, section 4).
 
     encode draws images with given factors (N, F) and gives their codes mu (N, D). In each vote all
-    `images` share one level of one factor. The vote goes to the active dimension of least variance
-    relative to its variance over all votes (every image, taken alone, is a uniform draw). A
-    dimension stands for the factor that most of the first votes had there; the score is how often
-    that is right in as many new votes. Chance is 1 / F. NaN without an active dimension.
+    `images` share one level of one factor. The vote goes to the active dimension whose variance
+    within the vote is smallest, as a share of its variance over all images. A dimension then names
+    the factor that most of the first votes for it had in common; the score is how often that name
+    is right in as many new votes. Chance is 1 / F. NaN without an active dimension.
     """
     generator = torch.Generator().manual_seed(seed)
     factors = random_factors(2 * votes * images, levels, generator)

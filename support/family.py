@@ -3,7 +3,7 @@
 Each says in a few lines what it does differently from vae_helpers.VAE; fit and evaluate treat all
 alike. Importing this file makes them known to Config and build_model.
 
-What is minimised is reconstruction + beta * KL(q(z|x) || N(0, I)) + mmd * MMD(q(z), N(0, I)).
+These models minimise reconstruction + beta * KL(q(z|x) || N(0, I)) + mmd * MMD(q(z), N(0, I)).
 """
 
 from __future__ import annotations

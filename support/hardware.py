@@ -28,7 +28,7 @@ def get_device() -> torch.device:
 
 
 def hardware() -> str:
-    """The device in words, for the record of a run."""
+    """The name of the device, as a run's record keeps it."""
     device = get_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -66,7 +66,7 @@ def precision_name() -> str:
 
 
 def processes() -> tuple[int, int]:
-    """The number of this process and how many train together: (0, 1) without torchrun."""
+    """The rank of this process and how many train together: (0, 1) without torchrun."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -260,7 +260,9 @@ def gaussian_gap(z: Tensor) -> dict[str, float]:
 
 
 def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tensor:
-    """Latents halfway between code i and code i + 1, in later rounds i + 2, …: (N, D) → (n, D).
+    """Latents halfway between neighbouring codes: (N, D) → (n, D).
+
+    Code i is paired with code i + 1; when n is larger than N, then with code i + 2, and so on.
 
     n is N when not given.
     """

@@ -204,7 +204,7 @@ def draw_images(
     """reconstructions.png beside the originals, samples.png, and interpolations.png.
 
     x_hat (N, C, H, W) are the reconstructions of the test images to be shown; an interpolation has
-    `strip` images, and goes once on a line and once on an arc.
+    `strip` images, and is drawn once linear and once spherical.
     """
     images, labels = data.test
     x_hat, samples = x_hat[:SHOWN], samples[:SHOWN]
@@ -237,7 +237,7 @@ def draw_traversals(model: vae.VAE, data: ImageData, seed: int, out: Path) -> No
     )
 
 
-def draw_codes(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Path) -> None:
+def draw_maps(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Path) -> None:
     """The codes mu (N, D) of the test images: as they are when D = 2, else by PCA and t-SNE."""
     classes, names = data.class_labels(data.test), data.class_names or data.label_names
     if classes.ndim == 2:  # of attributes, the one that halves the images best

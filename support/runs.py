@@ -42,9 +42,9 @@ def runs_root() -> Path:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main(): what the user can put right ends in one sentence and exit code 2.
+    """Run a script's main(): a mistake of the user ends in one sentence and exit code 2.
 
-    Ctrl-C ends in exit code 130; train_run has said how to go on.
+    Ctrl-C ends in exit code 130, after train_run has printed how to continue.
     """
     try:
         main()
@@ -177,13 +177,13 @@ def unfinished_run(
     try:
         unfinished = read_unfinished(folder)
     except vae.CheckpointError as err:
-        print(f"Passed over: {err}")
+        print(f"Skipped: {err}")
         return None
     if unfinished is None:
         return None
     record = unfinished["record"]
     if not same_run(record, config, data):
-        print(f"Passed over: the unfinished run in {folder} has other settings or images.")
+        print(f"Skipped: the unfinished run in {folder} has other settings or images.")
         return None
     epochs = len(record["history"])
     print(f"{folder}: going on after epoch {epochs} of {config.epochs}", flush=True)
@@ -196,7 +196,7 @@ def unfinished_run(
 
 
 def same_run(record: dict, config: vae.Config, data: vae.ImageData) -> bool:
-    """Whether a record is of this config and these images."""
+    """Whether a record belongs to this config and these images."""
     same_images = record.get("data", {}).get("fingerprint") == data.fingerprint
     return same_images and record["config"] == dataclasses.asdict(config)
 
@@ -222,8 +222,8 @@ def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:
 def load_or_train(config: vae.Config, data: vae.ImageData, *, weights: bool = True) -> Run:
     """The reader's own finished run for this config and data, else the released one, else train.
 
-    It prints which it was. VAE_TRAIN=1 always trains. weights=False is content with the record of
-    a released run (its history and numbers).
+    It prints which it was. VAE_TRAIN=1 always trains. With weights=False the record of a released
+    run (its history and numbers) is enough.
     """
     run = None
     if not env_flag("VAE_TRAIN"):
@@ -253,7 +253,7 @@ def own_run(config: vae.Config, data: vae.ImageData) -> Run | None:
                 model, record = vae.load_checkpoint(path.parent)
                 return Run(config, model, record, f"your run {path.parent.name}")
         except vae.CheckpointError as err:
-            print(f"Passed over: {err}")
+            print(f"Skipped: {err}")
     return None
 
 
@@ -283,7 +283,7 @@ def finished_run(folder: Path, config: vae.Config, data: vae.ImageData) -> Run |
             unfinished = read_unfinished(folder)
             record = unfinished and unfinished["record"]
     except vae.CheckpointError as err:
-        print(f"Passed over: {err}")
+        print(f"Skipped: {err}")
         return None
     if record is None:
         return None

@@ -23,9 +23,9 @@ SHAPE_NAMES = ("ellipse", "rectangle", "triangle")
 def draw_shapes(factors: Tensor, image_size: int = 32) -> Tensor:
     """Draw coloured shapes: whole-number factors (N, 7) → images uint8 (N, 3, H, W).
 
-    The columns are those of SHAPE_FACTORS, and shape counts in SHAPE_NAMES. All shapes are
-    elongated, and rotations cover half a turn, so that every combination of factors is a different
-    image. Edges are anti-aliased through signed distances.
+    The columns are those of SHAPE_FACTORS, and the shape is an index into SHAPE_NAMES. All
+    shapes are elongated, and rotations cover half a turn, so that every combination of factors is
+    a different image. Edges are anti-aliased through signed distances.
     """
     columns = factors.T[..., None, None].float()
     shape, hue, background, size, x, y, rotation = columns  # each (N, 1, 1)

@@ -42,7 +42,7 @@ choice = partial(ipywidgets.ToggleButtons, style={"button_width": "auto"}, layou
 
 @lru_cache(maxsize=100)  # most lines stay while a slider moves, and writing one is slow
 def draw_text(text: str, width: int) -> Image.Image:
-    """A text, black on white, in lines that are at most `width` pixels long and 18 high."""
+    """A text in black on white; its lines are at most `width` pixels long and 18 pixels high."""
     # Unlike Pillow's own font, this one has β, ‖ and →.
     font = ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 13)
     lines = [""]
@@ -123,8 +123,8 @@ class Explorer:
     controls  a slider has to start on one of its steps, since a browser would move it to one
     buttons   and other widgets that set controls
 
-    Where nobody can move a slider (see `has_widgets`; also on GitHub and in a PDF) it is the first
-    picture and its sentence. It runs on ipywidgets 8 and on 7.7, which is Colab's.
+    Where nobody can move a slider (see `has_widgets`; also on GitHub and in a PDF) only the first
+    picture and its sentence are shown. It runs on ipywidgets 8 and on 7.7, which is Colab's.
     """
 
     def __init__(self, title: str, draw: Callable, controls: Controls, buttons: Sequence = ()):

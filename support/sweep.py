@@ -109,9 +109,9 @@ def run(
     What is minimised is reconstruction + rate of the validation images (beta = 1), or the
     reconstruction alone where the codes of a model have no price.
 
-    The same call again goes on where it was stopped. A second process may share the study;
-    Optuna does not rule out that both then train the same point, to the same result, or that
-    there are a few more draws than `trials`.
+    The same call again goes on where it was stopped. Once the first trial is under way, a second
+    process may share the study; Optuna does not rule out that both then train the same point, to
+    the same result, or that there are a few more draws than `trials`.
 
     Raises VAEError.
     """
@@ -130,8 +130,8 @@ def run(
     try:
         study = open_study(file, name, prune)
         optimize(study, objective, space, trials, choices.get("seed", 0))
-        settings = {"dataset": data.name, "image_size": data.image_size} | choices
-        return report(study, goal, settings, data.title, file)
+        fixed = {"dataset": data.name, "image_size": data.image_size} | choices
+        return report(study, goal, fixed, data.title, file)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as err:
         reason = first_line(err.__cause__ or err)
         raise vae.VAEError(f"{file} is no usable database ({reason}): name another one.") from None
@@ -155,6 +155,7 @@ def open_study(file: Path, name: str, prune: bool) -> optuna.Study:
     file.parent.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{file}",
+        {"connect_args": {"timeout": 60}},  # seconds to wait for another process
         # A trial whose process has been silent for a minute was killed: train it again.
         heartbeat_interval=10,
         grace_period=60,
@@ -233,15 +234,18 @@ def train(
     return metrics[goal]
 
 
-def report(study: optuna.Study, goal: str, settings: dict, title: str, file: Path) -> dict:
+def report(study: optuna.Study, goal: str, fixed: dict, title: str, file: Path) -> dict:
     """Print the table and the best command; write FILE.json and FILE.png."""
     rows = result_rows(study, goal)
     print(f"\n{title}: validation images, smallest {goal} first\n")
-    print(vae.markdown_table(rows))
+    table = []
+    for row in rows:
+        table.append({name: shown(value) for name, value in row.items()})
+    print(vae.markdown_table(table))
     if rows[0]["state"] != "finished":
         raise vae.VAEError("No trial was finished: see the table, and try other values.")
     command = ["python", "train.py"]
-    for name, value in (settings | study.best_params | vae.epochs_from_environment()).items():
+    for name, value in (fixed | study.best_params | vae.epochs_from_environment()).items():
         command += [f"--{name}", str(value)]
     results = {"goal": goal, "trials": rows, "command": shlex.join(command)}
     vae.write_json(file.with_suffix(".json"), results)
@@ -264,7 +268,6 @@ def result_rows(study: optuna.Study, goal: str) -> list[dict]:
         row = {"trial": trial.number} | trial.params
         row |= {column: metrics.get(column) for column in COLUMNS}
         row["state"] = trial.user_attrs.get("state", "finished")
-        row = {name: rounded(value) for name, value in row.items()}
         rows.setdefault(str(sorted(trial.params.items())), row)
     return list(rows.values())
 
@@ -274,6 +277,8 @@ def rank(trial: FrozenTrial) -> tuple[str, float]:
     return trial.state.name, math.inf if trial.value is None else trial.value
 
 
-def rounded(value):
-    """To six digits, if it is a number."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def shown(value) -> str:
+    """A cell of the table."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

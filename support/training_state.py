@@ -23,10 +23,11 @@ def resident(images: Tensor, device: torch.device) -> Tensor:
 
 
 class TrainingState:
-    """Everything that changes in a training: what state_dict gives, restore takes up again.
+    """Everything that changes in a training; restore continues from what state_dict gave.
 
-    With config.ema the model has its raw weights while it learns; swap_average exchanges them
-    for the averaged ones, and back. Under torchrun `network` averages gradients over processes.
+    With config.ema the model holds its raw weights within an epoch. swap_average exchanges them
+    for the averaged ones after it, and back before the next. Under torchrun `network` averages
+    the gradients of all processes.
     """
 
     def __init__(self, model: nn.Module, config, steps: int):

@@ -220,10 +220,9 @@ class VQVAE(vae.VAE):
         return vae.Output(self.decode_codes(z), mu, logvar, z, indices)
 
     def code_nats(self, out: vae.Output) -> Tensor:
-        """-log p(codes) of each image, (N,) nats.
+        """-log p(codes) of each image, (N,) nats; while the model trains, of every fourth image.
 
-        While the model trains, of every fourth image only: the prior would cost more time than
-        all the rest.
+        On all of them the prior would cost more time than everything else.
         """
         return self.prior.nats(out.indices[::4] if self.training else out.indices)
 
@@ -242,15 +241,15 @@ class VQVAE(vae.VAE):
             )
         generator = torch.Generator(self.device).manual_seed(seed)
         parts = []
-        for first in range(0, n, vae.PASS):
-            indices = self.prior.sample(min(vae.PASS, n - first), generator)
+        for first in range(0, n, vae.EVALUATION_BATCH):
+            indices = self.prior.sample(min(vae.EVALUATION_BATCH, n - first), generator)
             parts.append(self.look_up(indices))
         return torch.cat(parts)
 
     def describe_codes(self, mu: Tensor) -> dict[str, float]:
         """How many codes occur in mu (N, D), and the exponential of their entropy."""
         used = torch.zeros(self.config.codebook, dtype=torch.long)
-        for part in mu.split(vae.PASS):
+        for part in mu.split(vae.EVALUATION_BATCH):
             indices = self.indices(part.to(self.device)).flatten().cpu()
             used += indices.bincount(minlength=len(used))
         perplexity = torch.special.entr(used / used.sum()).sum().exp().item()

@@ -144,7 +144,7 @@ def test_nothing_that_is_loaded_can_run_code(few, config, folder, tmp_path, caps
         with pytest.raises(vae.CheckpointError):
             runs.load_run(folder)
         runs.train_run(config, few, folder)
-        assert "Passed over" in capsys.readouterr().out
+        assert "Skipped" in capsys.readouterr().out
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(vae.CheckpointError):
             vae.load_checkpoint(folder)
@@ -218,7 +218,7 @@ def test_a_damaged_or_foreign_state_is_named_and_trained_anew(few, config, folde
     with pytest.raises(vae.CheckpointError, match="train again"):
         runs.load_run(folder)
     assert len(runs.train_run(config, few, folder).record["history"]) == 2
-    assert f"Passed over: {folder / runs.UNFINISHED}" in capsys.readouterr().out
+    assert f"Skipped: {folder / runs.UNFINISHED}" in capsys.readouterr().out
 
 
 def test_a_state_of_other_settings_or_images_is_passed_over(few, config, folder, capsys):
@@ -251,7 +251,7 @@ def test_only_a_whole_finished_run_of_the_same_config_and_images_is_taken(few, c
     runs.train_run(config, few, root / "damaged")
     change(root / "damaged" / "model.safetensors", cut)
     assert runs.load_or_train(config, few).origin == "trained now"
-    assert f"Passed over: {root / 'damaged' / 'model.safetensors'}" in capsys.readouterr().out
+    assert f"Skipped: {root / 'damaged' / 'model.safetensors'}" in capsys.readouterr().out
 
 
 def test_released_weights_serve_where_the_reader_has_none(few, config, capsys):
