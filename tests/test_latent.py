@@ -87,7 +87,7 @@ def test_linear_steps_are_even_in_codes_and_in_pixels(images):
     a, b = randn(2, 3, 6)
     steps = vae.interpolate_latents(a, b, 5).diff(dim=0)
     torch.testing.assert_close(steps, (b - a).expand(4, 3, 6) / 4)
-    fade = vae.cross_fade(images[0], images[1], 3)
+    fade = vae.cross_fade(*images[:2], 3)
     torch.testing.assert_close(fade[1], images[:2].float().mean(0) / 255)
 
 
