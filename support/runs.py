@@ -2,6 +2,7 @@
 
 A run folder holds one file, training.pt, while it trains: the record and the whole state after
 the last finished epoch. When the run is finished, model.safetensors and model.json take its place.
+In a folder with both, training.pt counts: the run there was begun anew.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ def how_to_go_on(folder: Path) -> str:
     if not (folder / UNFINISHED).is_file():
         return "No epoch was finished, so nothing is saved."
     return (
-        f"{folder} holds every finished epoch: the same command with --resume, or this cell "
-        "again, goes on from there."
+        f"{folder} holds every finished epoch: the same command with --resume (a sweep without "
+        "it), or this cell again, continues from there."
     )
 
 
@@ -207,7 +208,7 @@ def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:
     Raises CheckpointError.
     """
     folder = Path(folder)
-    unfinished = None if (folder / "model.json").is_file() else read_unfinished(folder)
+    unfinished = read_unfinished(folder)
     if unfinished is None:
         return vae.load_checkpoint(folder)
     with vae.refused_if_unreadable(folder / UNFINISHED):
@@ -277,11 +278,10 @@ def finished_run(folder: Path, config: vae.Config, data: vae.ImageData) -> Run |
     Raises VAEError when it is another run than the one asked for: nothing is overwritten.
     """
     try:
-        if (folder / "model.json").is_file():
+        unfinished = read_unfinished(folder)
+        record = unfinished and unfinished["record"]
+        if record is None and (folder / "model.json").is_file():
             _, record = vae.read_record(folder)
-        else:
-            unfinished = read_unfinished(folder)
-            record = unfinished and unfinished["record"]
     except vae.CheckpointError as err:
         print(f"Skipped: {err}")
         return None

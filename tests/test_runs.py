@@ -211,6 +211,20 @@ def test_an_unfinished_run_can_be_loaded_as_it_was_after_its_last_epoch(few, con
         vae.load_checkpoint(folder)
 
 
+def test_a_run_that_was_begun_anew_in_a_finished_folder_counts_until_it_is_finished(
+    few, config, folder
+):
+    runs.train_run(config, few, folder)
+    anew = dataclasses.replace(config, seed=7)
+    train_until(1, anew, few, folder)
+    model, record = runs.load_run(folder)
+    assert model.config == anew
+    assert len(record["history"]) == 1
+    assert runs.finished_run(folder, anew, few) is None  # so that train.py --resume goes on
+    runs.train_run(anew, few, folder)
+    assert runs.finished_run(folder, anew, few).config == anew
+
+
 @pytest.mark.parametrize("damage", [cut, flip, lambda _: saved({"other": 1})])
 def test_a_damaged_or_foreign_state_is_named_and_trained_anew(few, config, folder, capsys, damage):
     train_until(1, config, few, folder)
