@@ -988,7 +988,8 @@ def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor
         )
     condition = model.condition(labels)
     if condition is not None:
-        condition = condition.expand(*z.shape[:-1], -1).reshape(-1, condition.shape[-1])
+        one_for_each = z.shape[:-1] or (1,)
+        condition = condition.expand(*one_for_each, -1).reshape(-1, condition.shape[-1])
 
     def decode(part: Tensor, given: Tensor | None) -> tuple[Tensor]:
         return (to_unit(model.decode(part, given), model.config),)
@@ -1001,6 +1002,8 @@ def in_passes(
     model: VAE, call: Callable[..., tuple[Tensor, ...]], rows: Tensor, condition: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The results of a call on the model's device, 500 rows at a time, on the CPU."""
+    if condition is not None and len(condition) != len(rows):
+        raise VAEError(f"{len(condition)} labels do not fit {len(rows)} images: give one for each.")
     model.eval()
     results = []
     with torch.no_grad():
@@ -1118,9 +1121,9 @@ def sample_latents(
     if sum(given) > 1:
         raise VAEError("Give one of z_range, radius and temperature, not two.")
     if z_range is not None:
-        low, high = z_range
-        if not low < high:
+        if len(z_range) != 2 or not -math.inf < z_range[0] < z_range[1] < math.inf:
             raise VAEError(f"z_range must be two numbers, the lower first, not {z_range}.")
+        low, high = z_range
         return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
     z = torch.randn(n, latent_dim, generator=generator)
     return F.normalize(z, dim=1) * radius if radius is not None else z * temperature

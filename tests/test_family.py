@@ -88,6 +88,14 @@ def test_missing_or_unknown_labels_are_refused_in_one_sentence(labels):
         vae.encode_images(cvae(conditions=3), torch.zeros(2, 3, 8, 8), labels)
 
 
+def test_one_code_alone_is_decoded_with_one_label(shapes):
+    model = vae.build_model(vae.config_for(shapes, model="cvae", latent_dim=4, width=8))
+    z, label = torch.zeros(4), torch.tensor([1])
+    torch.testing.assert_close(
+        vae.decode_images(model, z, label), vae.decode_images(model, z[None], label)[0]
+    )
+
+
 def test_images_without_labels_are_refused(shapes):
     flat = dataclasses.replace(shapes, name="folder", title="holiday", label_names=("",))
     with pytest.raises(vae.VAEError, match="none in holiday: sort the images into one folder"):

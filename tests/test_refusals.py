@@ -40,12 +40,18 @@ REFUSED = [
     (lambda: interpolate(num_interpolations=1), "at least 2 images"),
     (lambda: interpolate(method="cubic"), "must be linear or spherical"),
     (lambda: vae.sample_latents(2, 4, z_range=(2, -2)), "the lower first"),
+    (lambda: vae.sample_latents(2, 4, z_range=(2,)), "the lower first"),
     (lambda: vae.sample_latents(2, 4, z_range=(-2, 2), radius=1), "Give one of"),
+    (lambda: vae.sample_latents(2, 4, radius=1, temperature=0.5), "Give one of"),
     (lambda: vae.sample_images(build(model="vq_vae"), 2, radius=1), "its own prior"),
     (lambda: vae.encode_images(build(model="cvae", conditions=3), IMAGES), "hand in a label"),
     (
         lambda: vae.encode_images(build(model="cvae", conditions=3), IMAGES, torch.tensor([0, 3])),
         "from 0 to 2",
+    ),
+    (
+        lambda: vae.encode_images(build(model="cvae", conditions=3), IMAGES, torch.tensor([0] * 5)),
+        "give one for each",
     ),
     (lambda: vae.load_checkpoint("nowhere"), "name a folder of train.py"),
     (lambda: runs.newest_run(), "train.py makes one"),
