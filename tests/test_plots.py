@@ -8,7 +8,10 @@ import vae_helpers as vae
 from support import family
 
 STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # what matplotlib warns with
+pytestmark = [
+    pytest.mark.filterwarnings("error::UserWarning"),  # what matplotlib warns with
+    pytest.mark.filterwarnings("ignore:.*deprecated"),  # pyparsing, through matplotlib 3.10.0
+]
 
 
 def drawn(fig):
