@@ -2,6 +2,9 @@
 
 Optuna chooses the settings, keeps the results in a database and stops hopeless trials. Every
 trial is an ordinary run folder.
+
+Most of the file reads what was typed, refuses what cannot be compared, and prints the results; the
+search itself is Optuna's.
 """
 
 from __future__ import annotations
