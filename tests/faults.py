@@ -10,6 +10,7 @@ file is refused in one sentence, or the damage makes no difference; images are t
 
 import argparse
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -34,7 +35,14 @@ from test_runs import KINDS, change, same_weights, without_seconds
 import vae_helpers as vae
 from support import runs
 
-NOBODY = 65534  # the user that may write nothing
+
+def obey_permissions():
+    """Give up what lets root write everywhere; what root owns it can still read."""
+    if os.geteuid() == 0:
+        version_3, this_process = 0x20080522, 0
+        header = (ctypes.c_uint32 * 2)(version_3, this_process)
+        no_capabilities = (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
 
 
 def in_child(work, seconds=None):
@@ -184,8 +192,6 @@ def cannot_write(lab, permission):
     kind, folder = lab.new_run()
     cache = lab.new_cache()
     folder.mkdir()
-    if os.geteuid() == 0:
-        os.chown(folder, NOBODY, NOBODY)
     first = lab.random.randrange(3)
     length = lab.random.randrange(lab.cache.stat().st_size)  # smaller than the weights
 
@@ -196,8 +202,8 @@ def cannot_write(lab, permission):
             resource.setrlimit(resource.RLIMIT_FSIZE, (length, length))
 
     def work():
-        if permission and os.geteuid() == 0:
-            os.setuid(NOBODY)
+        if permission:
+            obey_permissions()
         with pytest.raises(OSError, match="Permission denied|too large"):
             forbid(0)
             lab.train(kind, folder, forbid)
@@ -242,7 +248,6 @@ def main():
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        os.chmod(folder, 0o777)  # also for nobody
         isolate(patch, Path(folder))
         lab = Lab(Path(folder))
         for kind, (fault, times) in FAULTS.items():
