@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
                    "DIR/evaluation, or runs/NAME-evaluation for released weights)")
     p.add_argument("--num_samples", metavar="N", type=int, default=64,
                    help="samples, reconstructions and interpolation midpoints (default 64)")
+    p.add_argument("--labels", metavar="NAMES", help="what samples show, of a model that takes "
+                   "labels: a class like cat, or attributes like Smiling,-Male (default what the "
+                   "test images show)")
     p.add_argument("--num_interpolations", metavar="N", type=int, default=10,
                    help="images in one interpolation (default 10)")
     p.add_argument("--num_frechet", metavar="N", type=int, default=10_000,
@@ -57,13 +60,8 @@ def parser() -> argparse.ArgumentParser:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The flags. Raises VAEError when one cannot be meant."""
     args = parser().parse_args(argv)
-    least = {
-        "num_samples": 1,
-        "num_interpolations": 2,
-        "num_frechet": 1,
-        "components": 1,
-        "seed": 0,
-    }
+    least = {"num_samples": 1, "num_interpolations": 2, "num_frechet": 1, "components": 1}
+    least["seed"] = 0
     for name, low in least.items():
         value = getattr(args, name)
         if not low <= value < 2**32:
@@ -85,7 +83,7 @@ def load(folder: Path, data_dir: Path | None) -> tuple[vae.VAE, dict, vae.ImageD
         data_dir=data_dir or config.data_dir,
         max_images=config.max_images,
     )
-    if model.conditional:
+    if config.conditions:
         names = list(family.condition_names(data))
         trained_with = record.get("data", {}).get("conditions", names)
         if names != trained_with:
@@ -112,10 +110,16 @@ def draw(
     if len(x_hat) < n:
         print(f"{data.title}: {len(x_hat):,} test images, as many reconstructions, not {n:,}")
     conditions = labels[torch.arange(n) % len(labels)]
+    if args.labels:
+        if not model.config.conditions:
+            raise vae.VAEError("--labels is for models that were trained with labels.")
+        conditions = family.labels_of(data, args.labels, n)
     samples = vae.sample_images(model, n, conditions, seed=args.seed)
     report.draw_images(model, data, x_hat[:n], samples, args.num_interpolations, out)
     report.draw_maps(model, data, mu, args.quick, out)
-    if not model.discrete:
+    if model.discrete:
+        report.draw_temperatures(model, data, conditions, args.seed, out)
+    else:
         report.draw_traversals(model, data, args.seed, out)
     if model.conditional:
         report.draw_conditions(model, data, args.seed, out)
@@ -165,6 +169,8 @@ def measure(
         return parts
     sets = {"real_train": data.train.images[:compared]}
     sets |= metrics.picture_sets(model, data, compared, components=args.components, seed=seed)
+    if model.discrete:
+        sets |= report.draws(model, data.test.labels[:compared], seed)
     if "samples_mixture" in sets:
         shown = sets["samples_mixture"][: min(args.num_samples, report.SHOWN)]
         report.enlarged_grid(shown, min(len(shown), 8)).save(args.out / "samples_mixture.png")

@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -75,6 +76,7 @@ from support.training_state import TrainingState, resident
 # they are imported.
 MODELS: dict[str, type[VAE]] = {}
 
+OF_CODEBOOKS = ("codebook", "codebooks", "prior_epochs", "prior_width")
 LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
 LARGEST = 2**31 - 1  # PyTorch and its libraries count with 32 bits in places
 
@@ -109,7 +111,8 @@ class Config:
     channels: int = option(
         3, "1 for grey, 3 for RGB; follows from the data", choices=(1, 3))
     conditions: int = option(
-        0, "classes or attributes that a cvae is given; follows from the data", low=0)
+        0, "classes or attributes that a cvae, or the prior of a vq_vae, is given; follows from "
+        "the data", low=0)
 
     model: str = option(
         "vae", "what is minimised: vae, beta_vae and info_vae sample z, ae and wae do not; cvae "
@@ -144,12 +147,22 @@ class Config:
         None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given "
         "the model's own: info_vae 1000, wae 10 (on celeba 100)", low=0)
     codebook: int | None = option(
-        None, "how many codes a vq_vae has (512 when not given); each has latent_dim numbers")
+        None, "codes in a codebook of a vq_vae (256 when not given); each has latent_dim numbers")
+    codebooks: int | None = option(
+        None, "codebooks of a vq_vae (4 when not given), each for what those before it left")
+    prior_epochs: int | None = option(
+        None, "epochs of a vq_vae's second stage, in which its prior learns (when not given as "
+        "many as the first)")
+    prior_width: int | None = option(
+        None, "width of the transformer that is a vq_vae's prior (192 when not given)")
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
 
     epochs: int = option(10, "passes over the training images")
     batch_size: int = option(
         128, "images in one step; 128 keeps two CPU cores busy and still learns in 10 epochs")
+    flip: str = option(
+        "none", "horizontal: half of the training images are mirrored, drawn anew each time",
+        choices=("none", "horizontal"))
     lr: float = option(1e-3, "Adam's step size; with one_cycle, its largest", low=1e-12)
     schedule: str = option(
         "constant", "of the step size; one_cycle: up for three tenths of all steps, then down to "
@@ -203,11 +216,11 @@ class Config:
              "holds them."),
             (not model.sampled and self.beta != own_beta,
              f"beta weighs the KL of a sampled z, and model {self.model} has none: leave it out."),
-            (self.codebook is not None and not model.discrete,
-             f"codebook is for model vq_vae, not {self.model}: leave it out."),
+            (any(getattr(self, name) is not None for name in OF_CODEBOOKS) and not model.discrete,
+             f"{', '.join(OF_CODEBOOKS)} are for model vq_vae, not {self.model}: leave them out."),
             (self.mmd and model.discrete,
              f"mmd compares q(z) with N(0, I), which a {self.model} does not use: leave it out."),
-            (self.conditions and not model.conditional,
+            (self.conditions and not (model.conditional or model.discrete),
              f"conditions are for model cvae, not {self.model}: leave them out."),
             (self.batch_size < 2 and (self.norm == "batch" or self.mmd),
              "Batch normalisation and MMD compare the images of a batch: use batch_size >= 2."),
@@ -228,6 +241,11 @@ class Config:
     def value_range(self) -> tuple[float, float]:
         """The range of x and x_hat: it must fit the decoder's last activation."""
         return (-1.0, 1.0) if self.likelihood == "squared_error" else (0.0, 1.0)
+
+    @property
+    def all_epochs(self) -> int:
+        """Of both stages where there are two."""
+        return self.epochs + (self.prior_epochs or 0)
 
     @property
     def run_name(self) -> str:
@@ -267,12 +285,14 @@ def _checked_value(f: dataclasses.Field, value):
 
 
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs
-# more time per epoch, and its nats cannot be compared with the assignment's.
+# more time per epoch, and its nats cannot be compared with the assignment's. "prior" draws the best
+# images: a grid of codes, and a transformer that learns which codes occur together.
 PRESETS = {
     "assignment": {},
     "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1,
              "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999},
 }  # fmt: skip
+PRESETS["prior"] = PRESETS["best"] | {"model": "vq_vae", "latent_dim": 64, "flip": "horizontal"}
 
 
 def epochs_from_environment() -> dict[str, int | str]:
@@ -482,7 +502,8 @@ class Output(NamedTuple):
     mu: Tensor  # (N, D)
     logvar: Tensor  # (N, D)
     z: Tensor  # (N, D)
-    indices: Tensor | None = None  # (N, h, w), of a vq_vae: which code stands at each place
+    indices: Tensor | None = None  # (N, h, w, L), of a vq_vae: which codes stand at each place
+    condition: Tensor | None = None  # (N, A), of a vq_vae: what its prior is given
 
 
 class VAE(nn.Module):
@@ -490,8 +511,9 @@ class VAE(nn.Module):
 
     Another model overrides what it does differently: these four attributes, defaults and
     choices_for (its config), make_encoder, make_decoder and latent_size (its networks), condition,
-    encode, decode_raw and forward (its pass), code_nats and penalty (its loss), draw_codes and
-    describe_codes (its codes). See support/family.py and support/vector_quantised.py.
+    encode, decode_raw and forward (its pass), stages and begin_stage (its training), code_nats and
+    penalty (its loss), draw_codes and describe_codes (its codes). See support/family.py and
+    support/vector_quantised.py.
     """
 
     sampled = True  # z ~ q(z|x); else the code is the point mu, which has no KL
@@ -564,6 +586,13 @@ class VAE(nn.Module):
         z = reparameterize(mu, logvar, noise) if self.sampled else mu
         return Output(self.decode_raw(z, condition), mu, logvar, z)
 
+    def stages(self) -> list[Config]:
+        """The config of each stage of training, one after the other: epochs, lr, schedule."""
+        return [self.config]
+
+    def begin_stage(self, number: int) -> None:
+        """Called before each stage."""
+
     def code_nats(self, out: Output) -> Tensor:
         """The price of each image's code, (N,) nats: its KL, or 0 for an autoencoder's point."""
         return kl_nats(out.mu, out.logvar) if self.sampled else torch.zeros_like(out.mu[:, 0])
@@ -572,7 +601,9 @@ class VAE(nn.Module):
         """What training adds to reconstruction + beta * KL: nothing, ()."""
         return out.z.new_zeros(())
 
-    def draw_codes(self, n: int, *, seed: int = 0, **region) -> Tensor:
+    def draw_codes(
+        self, n: int, *, condition: Tensor | None = None, seed: int = 0, **region
+    ) -> Tensor:
         """n codes (n, D) of the prior, or of another region: see sample_latents."""
         return sample_latents(n, self.config.latent_dim, seed=seed, **region)
 
@@ -681,6 +712,8 @@ def fit(
 ) -> list[dict]:
     """Minimise reconstruction + beta * KL + penalty with Adam; returns the history.
 
+    A vq_vae trains in two stages (see VAE.stages), with an optimiser of its own in each.
+
     The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
     the code (model.code_nats), and total leaves the penalty out. train_* are means over the epoch
     while the weights still move; val_* are measured after it with the same beta. With config.ema,
@@ -696,29 +729,38 @@ def fit(
     rank, _ = processes()
     images = resident(data.train.images, model.device)
     conditions = model.condition(data.train.labels)
-    steps = config.epochs * len(shuffled_batches(len(images), config, torch.Generator()))
-    state = TrainingState(model, config, steps)
-    history = state.restore(*start) if start else []
+    steps_per_epoch = len(shuffled_batches(len(images), config, torch.Generator()))
+    history, saved = start or ([], None)
     resumed_seconds = history[-1]["seconds"] if history else 0.0
     began = time.perf_counter() - resumed_seconds
-    for epoch in range(len(history) + 1, config.epochs + 1):
-        losses = train_epoch(state, images, conditions, epoch, progress)
-        state.swap_average()
-        calibrate(model, data.train)
-        nats = [values.mean().item() for values in image_losses(model, *data.val)]
-        losses |= {"val_reconstruction_nats": nats[0], "val_kl_nats": nats[1]}
-        row = {"epoch": epoch, "seconds": time.perf_counter() - began} | losses
-        for split in ("train", "val"):
-            weighted_kl = config.beta * row[f"{split}_kl_nats"]
-            row[f"{split}_total_nats"] = row[f"{split}_reconstruction_nats"] + weighted_kl
-        stop_if_diverged(row.values(), config, f"after epoch {epoch}")
-        history.append(row)
-        if save and rank == 0:
-            save(history, state.state_dict())
-        if on_epoch and rank == 0:
-            on_epoch(history)
-        if epoch < config.epochs:
+    stages = model.stages()
+    last_epochs = list(itertools.accumulate(stage.epochs for stage in stages))
+    for number, (stage, last) in enumerate(zip(stages, last_epochs)):
+        if len(history) >= last and stage is not stages[-1]:
+            continue  # it was finished before the run was cut off
+        model.begin_stage(number)
+        state = TrainingState(model, stage, stage.epochs * steps_per_epoch)
+        if saved:
+            history = state.restore(history, saved, epochs_done=len(history) - last + stage.epochs)
+            saved = None
+        for epoch in range(len(history) + 1, last + 1):
+            losses = train_epoch(state, images, conditions, epoch, progress)
             state.swap_average()
+            calibrate(model, data.train)
+            nats = [values.mean().item() for values in image_losses(model, *data.val)]
+            losses |= {"val_reconstruction_nats": nats[0], "val_kl_nats": nats[1]}
+            row = {"epoch": epoch, "seconds": time.perf_counter() - began} | losses
+            for split in ("train", "val"):
+                weighted_kl = config.beta * row[f"{split}_kl_nats"]
+                row[f"{split}_total_nats"] = row[f"{split}_reconstruction_nats"] + weighted_kl
+            stop_if_diverged(row.values(), stage, f"after epoch {epoch}")
+            history.append(row)
+            if save and rank == 0:
+                save(history, state.state_dict())
+            if on_epoch and rank == 0:
+                on_epoch(history)
+            if epoch < last:
+                state.swap_average()
     model.eval()
     return history
 
@@ -732,11 +774,14 @@ def train_epoch(
     dtype = precision(device)
     batches = shuffled_batches(len(images), config, state.order_rng)
     sums, seen = torch.zeros(3, device=device), 0
-    name = f"epoch {epoch}/{config.epochs}"
+    name = f"epoch {epoch}/{model.config.all_epochs}"
     bar = progress_bar(batches, desc=name, hidden=not progress or rank > 0)
     for step, batch in enumerate(bar):
         share = batch[rank::world]
         x = to_input(images[share.to(images.device)].to(device), config)
+        if config.flip == "horizontal":
+            mirrored = torch.rand(len(x), generator=state.noise_rng, device=device) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
         x = x.contiguous(memory_format=torch.channels_last)
         condition = None if conditions is None else conditions[share].to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -898,7 +943,7 @@ def save_checkpoint(
     weights = {}
     for name, value in model.state_dict().items():
         # A codebook stays as it is: rounding could make another code the nearest.
-        rounded = value.half() if half and not name.startswith("codebook.") else value
+        rounded = value.half() if half and not name.startswith("codebooks.") else value
         weights[name] = rounded.contiguous().cpu()
     content = safetensors.torch.save(weights)
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(content))
@@ -1132,10 +1177,11 @@ def sample_latents(
 def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) -> Tensor:
     """Decode n codes of a region (see sample_latents) → float (n, C, H, W) in [0, 1].
 
-    A conditional model wants n labels. A vq_vae draws from the prior that it learned, so that of
-    the region it takes the seed alone.
+    A conditional model wants n labels, and a vq_vae can be given them. It draws from the prior
+    that it learned; in place of a region it takes seed, temperature and top_k.
     """
-    return decode_images(model, model.draw_codes(n, **region), labels)
+    z = model.draw_codes(n, condition=model.condition(labels), **region)
+    return decode_images(model, z, labels)
 
 
 # ── Where the codes lie, and what directions mean ──

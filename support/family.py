@@ -92,7 +92,32 @@ class WAE(MMDPenalty, AE):
         return {"beta": 0.0, "mmd": weight, "likelihood": "squared_error"}
 
 
-class CVAE(vae.VAE):
+class Conditional:
+    """What the models that take labels have in common."""
+
+    def condition(self, labels: Tensor | None) -> Tensor | None:
+        """Classes (N,) → one-hot (N, A); attributes (N, A) → 0 and 1.
+
+        Of the factors of `shapes` the shape counts as the class. Floats are taken as they are, so
+        that labels can be mixed. Raises VAEError on labels that this model does not know.
+        """
+        size = self.config.conditions
+        if labels is None or not size:
+            return None
+        if labels.ndim == 2 and self.config.dataset == "shapes" and not labels.is_floating_point():
+            labels = labels[:, 0]
+        if labels.ndim == 2 and labels.shape[1] == size:
+            return labels.float()
+        classes = labels.ndim == 1 and not labels.is_floating_point()
+        if not classes or labels.min() < 0 or labels.max() >= size:
+            raise vae.VAEError(
+                f"This model knows {size} classes or attributes: labels must be whole numbers "
+                f"(N,) from 0 to {size - 1}, or (N, {size}), not {tuple(labels.shape)}."
+            )
+        return F.one_hot(labels.long(), size).float()
+
+
+class CVAE(Conditional, vae.VAE):
     """q(z|x, condition) and p(x|z, condition), Sohn et al. 2015.
 
     The condition (N, A) reaches the encoder as one more channel, a learned linear picture of it,
@@ -122,25 +147,10 @@ class CVAE(vae.VAE):
         return vae.DECODERS[self.config.arch](self.config, inputs)
 
     def condition(self, labels: Tensor | None) -> Tensor:
-        """Classes (N,) → one-hot (N, A); attributes (N, A) → 0 and 1.
-
-        Of the factors of `shapes` the shape counts as the class. Floats are taken as they are, so
-        that labels can be mixed. Raises VAEError on labels that this model does not know.
-        """
-        size = self.config.conditions
+        """Labels → (N, A), as above. Raises VAEError where there are none."""
         if labels is None:
             raise vae.VAEError("This model is conditional: hand in a label for each image.")
-        if labels.ndim == 2 and self.config.dataset == "shapes" and not labels.is_floating_point():
-            labels = labels[:, 0]
-        if labels.ndim == 2 and labels.shape[1] == size:
-            return labels.float()
-        classes = labels.ndim == 1 and not labels.is_floating_point()
-        if not classes or labels.min() < 0 or labels.max() >= size:
-            raise vae.VAEError(
-                f"This model knows {size} classes or attributes: labels must be whole numbers "
-                f"(N,) from 0 to {size - 1}, or (N, {size}), not {tuple(labels.shape)}."
-            )
-        return F.one_hot(labels.long(), size).float()
+        return super().condition(labels)
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, C, H, W), condition (N, A) → mu, logvar, each (N, D)."""
@@ -153,6 +163,27 @@ class CVAE(vae.VAE):
 
 
 vae.MODELS.update({"info_vae": InfoVAE, "wae": WAE, "ae": AE, "cvae": CVAE})
+
+
+def labels_of(data: vae.ImageData, text: str, n: int) -> Tensor:
+    """n times the labels that a text names: "cat", or of attributes "Smiling,-Male" → (n, A).
+
+    What it does not name is left open, 0.5, which the prior of a vq_vae understands. Raises
+    VAEError for a name that the data set does not have, and for two classes at once.
+    """
+    names = condition_names(data)
+    words = [word.strip() for word in text.split(",")]
+    labels = torch.full((len(names),), 0.5)
+    for word in words:
+        name = word.removeprefix("-")
+        if name not in names:
+            raise vae.VAEError(f"There is no label {name!r}: choose from {', '.join(names)}.")
+        labels[names.index(name)] = float(name == word)
+    if data.class_names:
+        if len(words) > 1 or words[0].startswith("-"):
+            raise vae.VAEError(f"An image has one class: give one name, not {text!r}.")
+        labels = (labels == 1).float()
+    return labels.expand(n, -1)
 
 
 def condition_names(data: vae.ImageData) -> tuple[str, ...]:

@@ -27,6 +27,14 @@ TSNE_IMAGES = 2000  # more take minutes and fill the picture
 SHOWN = 64  # images in one picture at most
 
 
+# How a learned prior is sampled, by the name that pictures and tables give it.
+DRAWS = {
+    "temperature 0.9": {"temperature": 0.9},
+    "temperature 0.8": {"temperature": 0.8},
+    "100 likeliest codes": {"top_k": 100},
+}
+
+
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -269,6 +277,26 @@ def draw_maps(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Pat
             some = mu[:TSNE_IMAGES].numpy()
             points = TSNE(init="pca", random_state=0).fit_transform(some)
             scatter(torch.from_numpy(points), "t-SNE of the means", ("", ""), "tsne")
+
+
+def draws(model: vae.VAE, labels: Tensor, seed: int) -> dict[str, Tensor]:
+    """Samples of a learned prior, one for each of the labels, in each of the ways of DRAWS."""
+    n = len(labels)
+    return {
+        name: vae.sample_images(model, n, labels, seed=seed, **choices)
+        for name, choices in DRAWS.items()
+    }
+
+
+def draw_temperatures(
+    model: vae.VAE, data: ImageData, labels: Tensor, seed: int, out: Path
+) -> None:
+    """temperatures.png: the same labels, one way of sampling the learned prior in each row."""
+    shown = labels[:10]
+    rows = {"temperature 1": vae.sample_images(model, len(shown), shown, seed=seed)}
+    rows |= draws(model, shown, seed)
+    title = f"Samples of the learned prior: {data.title}"
+    save_figure(vae.plot_rows(rows, title), out / "temperatures.png")
 
 
 def draw_conditions(model: vae.VAE, data: ImageData, seed: int, out: Path) -> None:

@@ -129,7 +129,7 @@ def first_record(config: vae.Config, data: vae.ImageData, model: vae.VAE) -> dic
         "processes": vae.processes()[1],
         "parameters": vae.count_parameters(model),
     }
-    if model.conditional:
+    if config.conditions:
         record["data"]["conditions"] = list(family.condition_names(data))
     return record
 
@@ -187,7 +187,7 @@ def unfinished_run(
         print(f"Skipped: the unfinished run in {folder} has other settings or images.")
         return None
     epochs = len(record["history"])
-    print(f"{folder}: going on after epoch {epochs} of {config.epochs}", flush=True)
+    print(f"{folder}: going on after epoch {epochs} of {config.all_epochs}", flush=True)
     if record["precision"] != precision_name():
         print(
             f"Note: it was begun in {record['precision']} and goes on in {precision_name()}; set "
@@ -199,7 +199,9 @@ def unfinished_run(
 def same_run(record: dict, config: vae.Config, data: vae.ImageData) -> bool:
     """Whether a record belongs to this config and these images."""
     same_images = record.get("data", {}).get("fingerprint") == data.fingerprint
-    return same_images and record["config"] == dataclasses.asdict(config)
+    # A record of an earlier version lacks the fields that came later.
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return same_images and defaults | record["config"] == dataclasses.asdict(config)
 
 
 def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:

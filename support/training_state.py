@@ -37,7 +37,9 @@ class TrainingState:
         self.network = DistributedDataParallel(model) if world > 1 else model
         self.order_rng = torch.Generator().manual_seed(config.seed)
         self.noise_rng = torch.Generator(model.device).manual_seed(config.seed + 1000 * rank)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        self.optimiser = torch.optim.Adam(
+            [p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True
+        )
         self.schedule = None
         if config.schedule == "one_cycle":  # Smith & Topin 2018
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -83,12 +85,19 @@ class TrainingState:
             "noise_rng": self.noise_rng.get_state(),
         }
 
-    def restore(self, history: list[dict], state: dict) -> list[dict]:
-        """Be as after the last epoch of the history; returns a copy of it."""
+    def restore(self, history: list[dict], state: dict, epochs_done: int) -> list[dict]:
+        """Be as after the last epoch of the history; returns a copy of it.
+
+        epochs_done: of this stage. When it has none, only the model's weights count.
+        """
         self.model.load_state_dict(state["model"])
+        if epochs_done == 0:
+            if self.average:
+                self.average.module.load_state_dict(state["model"])
+            return list(history)
         if self.average:
             self.average.load_state_dict(state["average"])
-            if len(history) < self.config.epochs:
+            if epochs_done < self.config.epochs:
                 self.swap_average()
         self.optimiser.load_state_dict(state["optimiser"])
         if self.schedule:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SMALL
 from PIL import Image
 
@@ -123,7 +124,7 @@ def test_pictures_have_a_cell_for_each_image_that_was_asked_for(evaluated):
 
 @pytest.mark.parametrize("choices, picture", [
     ({"model": "cvae", "conditions": 3}, "classes.png"),
-    ({"model": "vq_vae"}, "latent_pca.png"),
+    ({"model": "vq_vae", "prior_width": 16}, "temperatures.png"),
     ({"model": "wae", "latent_dim": 2}, "manifold.png"),
 ], ids=str)  # fmt: skip
 def test_other_models_have_pictures_of_their_own_and_quick_is_short(tmp_path, choices, picture):
@@ -135,6 +136,20 @@ def test_other_models_have_pictures_of_their_own_and_quick_is_short(tmp_path, ch
     assert parts_of(results) == parts
     assert (folder / "evaluation" / picture).is_file()
     assert (folder / "evaluation" / "traversals.png").is_file() != model.discrete
+
+
+def test_samples_show_the_labels_that_were_named(tmp_path):
+    model = vae.build_model(vae.Config(**TINY | {"model": "cvae", "conditions": 3}))
+    folder = vae.save_checkpoint(model, tmp_path)
+    flags = ["--run", str(folder), "--num_samples", "2", "--quick", "--npz"]
+    evaluate.main([*flags, "--labels", "triangle"])
+    condition = torch.tensor([[0.0, 0, 0]] * 2)
+    condition[:, vae.load_dataset("shapes").class_names.index("triangle")] = 1
+    expected = 255 * vae.sample_images(model, 2, condition).permute(0, 2, 3, 1)
+    with np.load(folder / "evaluation" / "samples.npz") as batch:
+        np.testing.assert_allclose(batch["arr_0"], expected, atol=1)
+    with pytest.raises(vae.VAEError, match="no label 'cat'"):
+        evaluate.main([*flags, "--labels", "cat"])
 
 
 def test_npz_batches_are_uint8_nhwc_as_tools_for_fid_read_them(evaluated, run):

@@ -65,6 +65,7 @@ def test_every_flag_reaches_the_run_on_a_folder_of_own_images(tmp_path, monkeypa
         "width": 5, "depth": 1, "downsample": "maxpool", "norm": "batch", "residual": 1,
         "likelihood": "squared_error", "beta": 0.25, "mmd": 3.0, "kl_warmup": 1, "epochs": 2,
         "batch_size": 4, "lr": 0.002, "schedule": "one_cycle", "ema": 0.5, "seed": 9,
+        "flip": "horizontal",
     }  # fmt: skip
     flags = []
     for name, value in chosen.items():
@@ -72,7 +73,7 @@ def test_every_flag_reaches_the_run_on_a_folder_of_own_images(tmp_path, monkeypa
     run = train.main([*flags, "--out", str(tmp_path / "run")])
     assert run.config == vae.Config(dataset="folder", channels=1, **chosen)
     assert run.record["data"]["title"] == "mine, 7 training images"
-    others = {"dataset", "channels", "conditions", "codebook"}  # codebook is for a vq_vae alone
+    others = {"dataset", "channels", "conditions", *vae.OF_CODEBOOKS}
     assert chosen.keys() | others == {field.name for field in dataclasses.fields(vae.Config)}
 
 

@@ -129,6 +129,22 @@ def test_a_loss_that_is_not_finite_stops_in_one_sentence(shapes, config):
     assert "\n" not in str(caught.value)
 
 
+def test_half_of_the_images_are_mirrored_and_no_two_times_the_same(shapes, config):
+    model = vae.build_model(dataclasses.replace(config, flip="horizontal", batch_size=192))
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda module, x: seen.append((x[0] * 255).round()))
+    vae.fit(model, dataclasses.replace(shapes, val=shapes.train), model.config)
+    order = torch.Generator().manual_seed(0)
+    shares = []
+    for batch in seen[::2]:  # the validation images come between
+        images = shapes.train.images[torch.randperm(192, generator=order)].float()
+        same = (batch == images).flatten(1).all(1)
+        mirrored = (batch == images.flip(3)).flatten(1).all(1)
+        assert (same | mirrored).all()
+        shares.append(mirrored.float().mean().item())
+    assert all(0.35 < share < 0.65 for share in shares) and shares[0] != shares[1]
+
+
 def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config):
     """The weight of the KL in a step is the gradient that reaches it."""
     config = dataclasses.replace(config, beta=4, kl_warmup=2, epochs=3)
