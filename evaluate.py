@@ -170,7 +170,8 @@ def measure(
     sets = {"real_train": data.train.images[:compared]}
     sets |= metrics.picture_sets(model, data, compared, components=args.components, seed=seed)
     if model.discrete:
-        sets |= report.draws(model, data.test.labels[:compared], seed)
+        for name, images_drawn in report.draws(model, data.test.labels[:compared], seed).items():
+            sets[f"samples_{name.replace(' ', '_')}"] = images_drawn
     if "samples_mixture" in sets:
         shown = sets["samples_mixture"][: min(args.num_samples, report.SHOWN)]
         report.enlarged_grid(shown, min(len(shown), 8)).save(args.out / "samples_mixture.png")

@@ -152,7 +152,7 @@ class Config:
         None, "codebooks of a vq_vae (4 when not given), each for what those before it left")
     prior_epochs: int | None = option(
         None, "epochs of a vq_vae's second stage, in which its prior learns (when not given as "
-        "many as the first)")
+        "many as the first; 0: none, its samples are noise)", low=0)
     prior_width: int | None = option(
         None, "width of the transformer that is a vq_vae's prior (192 when not given)")
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
@@ -307,6 +307,8 @@ def config_for(data: ImageData, **choices) -> Config:
     """A Config that fits a data set; VAE_FAST=1 makes it one epoch, VAE_EPOCHS=n makes it n."""
     if env_flag("VAE_FAST"):
         choices |= {"epochs": 1, "max_images": len(data.train.images)}
+        if choices.get("prior_epochs"):
+            choices["prior_epochs"] = 1
     choices |= epochs_from_environment()
     model = choices.get("model", "vae")
     if model in MODELS:
@@ -729,7 +731,6 @@ def fit(
     rank, _ = processes()
     images = resident(data.train.images, model.device)
     conditions = model.condition(data.train.labels)
-    steps_per_epoch = len(shuffled_batches(len(images), config, torch.Generator()))
     history, saved = start or ([], None)
     resumed_seconds = history[-1]["seconds"] if history else 0.0
     began = time.perf_counter() - resumed_seconds
@@ -739,6 +740,7 @@ def fit(
         if len(history) >= last and stage is not stages[-1]:
             continue  # it was finished before the run was cut off
         model.begin_stage(number)
+        steps_per_epoch = len(shuffled_batches(len(images), stage, torch.Generator()))
         state = TrainingState(model, stage, stage.epochs * steps_per_epoch)
         if saved:
             history = state.restore(history, saved, epochs_done=len(history) - last + stage.epochs)
@@ -1111,7 +1113,8 @@ def interpolate_images(
 ) -> Tensor:
     """Morph one image into another through the latent space.
 
-    Encodes both, walks from mu_a to mu_b (means, never noisy samples) and decodes every step.
+    Encodes both, walks from mu_a to mu_b (means, never noisy samples) and decodes every step. A
+    vq_vae decodes the nearest codes of each step, so that its images change in small jumps.
 
     image_a, image_b      (C, H, W), uint8 or float in [0, 1], of the model's size
     num_interpolations    images on the way, both reconstructed ends included, at least 2

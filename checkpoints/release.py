@@ -61,7 +61,7 @@ def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
         return
     vae.save_checkpoint(run.model, folder, run.record, half=True)
     released, record = vae.load_checkpoint(folder)  # what a reader will load, measured as it is
-    record["test_half_precision"] = vae.evaluate(released, data.test.images)
+    record["test_half_precision"] = vae.evaluate(released, *data.test)
     vae.write_json(folder / "model.json", record)
     change = record["test_half_precision"]["total_nats"] - record["test"]["total_nats"]
     print(f"{name}: half precision changes the total by {change:+.4f} nats")

@@ -27,7 +27,7 @@ def main() -> None:
         if record["data"]["fingerprint"] != data.fingerprint:
             raise vae.VAEError(f"{path.parent.name} was measured on other images than these.")
         recorded = record["test_half_precision"]
-        measured = vae.evaluate(model, data.test.images)
+        measured = vae.evaluate(model, *data.test)
         worst = max(abs(measured[k] - v) / max(abs(v), 1e-12) for k, v in recorded.items())
         failures += worst > TOLERANCE
         row = {"model": path.parent.name, "recorded total (nats)": f"{recorded['total_nats']:,.4f}"}

@@ -294,13 +294,14 @@ def kl_term() -> str:
 def gradients() -> str:
     rows = {}
     for name, numbers in theory("q2_gradient")["estimators"].items():
-        rows[name] = {key: with_few_digits(value) for key, value in numbers.items()}
+        rows[name] = {key: with_two_digits(value) for key, value in numbers.items()}
     columns = {"variance": "{variance}", "times the pathwise one": "{times_pathwise}"}
     return table("estimator", rows, columns)
 
 
-def with_few_digits(value: float) -> str:
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+def with_two_digits(value: float) -> str:
+    """16 images give no more."""
+    return f"{float(f'{value:.2g}'):,.0f}"
 
 
 def fixed_codes() -> str:
@@ -320,7 +321,7 @@ def fixed_codes() -> str:
 
 def smooth_space() -> str:
     return compare(theory("q4_smooth_space"), {
-        "width of the clouds, mean σ": "{sigma:.3f}",
+        "width of the clouds, mean σ": "{sigma:.4f}",
         "unevenness of the steps": "{unevenness:.3f}",
         "change of the picture for a random step of length 1 (RMS)": "{unit_step:.4f}",
         "contrast at the ends": "{end_contrast:.3f}",

@@ -78,6 +78,9 @@ class VQVAE(family.Conditional, vae.VAE):
     sampled = False
     discrete = True
 
+    # Of the second stage. Many small steps: after five epochs on faces a prior that saw 32 grids at
+    # a time was ahead of one that had seen 128 at a time for six.
+    PRIOR_BATCH = 32
     PRIOR_LR = 1e-3  # the peak of its one cycle
 
     @classmethod
@@ -114,9 +117,12 @@ class VQVAE(family.Conditional, vae.VAE):
 
     def stages(self) -> list[vae.Config]:
         """The codes with the config itself, then the prior."""
+        if not self.config.prior_epochs:
+            return [self.config]
         prior = dataclasses.replace(
             self.config,
             epochs=self.config.prior_epochs,
+            batch_size=self.PRIOR_BATCH,
             lr=self.PRIOR_LR,
             schedule="one_cycle",
             ema=0.999,
