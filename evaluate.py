@@ -60,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The flags. Raises VAEError when one cannot be meant."""
     args = parser().parse_args(argv)
-    least = {"num_samples": 1, "num_interpolations": 2, "num_frechet": 1, "components": 1}
-    least["seed"] = 0
+    least = dict.fromkeys(("num_samples", "num_frechet", "components"), 1)
+    least |= {"num_interpolations": 2, "seed": 0}
     for name, low in least.items():
         value = getattr(args, name)
         if not low <= value < 2**32:

@@ -285,8 +285,8 @@ def _checked_value(f: dataclasses.Field, value):
 
 
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs
-# more time per epoch, and its nats cannot be compared with the assignment's. "prior" draws the best
-# images: a grid of codes, and a transformer that learns which codes occur together.
+# more time per epoch, and its nats cannot be compared with the assignment's. "prior" is a grid of
+# codes, and a transformer that learns which of them occur together.
 PRESETS = {
     "assignment": {},
     "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1,

@@ -78,8 +78,7 @@ class VQVAE(family.Conditional, vae.VAE):
     sampled = False
     discrete = True
 
-    # Of the second stage. Many small steps: after five epochs on faces a prior that saw 32 grids at
-    # a time was ahead of one that had seen 128 at a time for six.
+    # Of the second stage: many small steps teach the prior more than few large ones.
     PRIOR_BATCH = 32
     PRIOR_LR = 1e-3  # the peak of its one cycle
 
