@@ -117,7 +117,7 @@ def draw(
     samples = vae.sample_images(model, n, conditions, seed=args.seed)
     report.draw_images(model, data, x_hat[:n], samples, args.num_interpolations, out)
     report.draw_maps(model, data, mu, args.quick, out)
-    if model.discrete:
+    if model.learned_prior:
         report.draw_temperatures(model, data, conditions, args.seed, out)
     else:
         report.draw_traversals(model, data, args.seed, out)
@@ -148,17 +148,17 @@ def measure(
     images, seed = data.test.images, args.seed
     pictures = {"images": len(images), **metrics.picture_metrics(x_hat, images)}
     parts = {"test": vae.evaluate(model, *data.test, seed=seed), "pictures": pictures}
-    # What follows from points in a space with a prior N(0, I) does not hold for discrete codes.
-    if not model.discrete:
+    # What follows from a prior N(0, I) does not hold for a grid of codes with a learned one.
+    if not model.learned_prior:
         parts["latent_space"] = report.latent_space(model, data, seed)
     if args.quick:
         return parts
     if model.has_price:
         parts["likelihood"] = report.likelihood(model, data, seed)
     net = metrics.load_feature_net()
-    if len(images) >= 2 and not model.discrete:
+    if len(images) >= 2 and not model.learned_prior:
         parts["smoothness"] = report.smoothness(model, data, net, seed)
-    if data.name == "shapes" and not (model.discrete or model.conditional):
+    if data.name == "shapes" and not (model.learned_prior or model.conditional):
         parts["disentanglement"] = disentanglement(model, seed)
     compared = min(args.num_frechet, len(images), len(data.train.images))
     if compared < report.LEAST_FRECHET:
@@ -169,7 +169,7 @@ def measure(
         return parts
     sets = {"real_train": data.train.images[:compared]}
     sets |= metrics.picture_sets(model, data, compared, components=args.components, seed=seed)
-    if model.discrete:
+    if model.learned_prior:
         for name, images_drawn in report.draws(model, data.test.labels[:compared], seed).items():
             sets[f"samples_{name.replace(' ', '_')}"] = images_drawn
     if "samples_mixture" in sets:

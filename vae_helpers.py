@@ -76,7 +76,7 @@ from support.training_state import TrainingState, resident
 # they are imported.
 MODELS: dict[str, type[VAE]] = {}
 
-OF_CODEBOOKS = ("codebook", "codebooks", "prior_epochs", "prior_width")
+OF_LEARNED_PRIORS = ("prior_epochs", "prior_width")
 LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
 LARGEST = 2**31 - 1  # PyTorch and its libraries count with 32 bits in places
 
@@ -111,16 +111,17 @@ class Config:
     channels: int = option(
         3, "1 for grey, 3 for RGB; follows from the data", choices=(1, 3))
     conditions: int = option(
-        0, "classes or attributes that a cvae, or the prior of a vq_vae, is given; follows from "
-        "the data", low=0)
+        0, "classes or attributes that a cvae, or a learned prior, is given; follows from the "
+        "data", low=0)
 
     model: str = option(
         "vae", "what is minimised: vae, beta_vae and info_vae sample z, ae and wae do not; cvae "
-        "is given the label; vq_vae has a grid of codes", choices=MODELS)
+        "is given the label; grid_vae and vq_vae have a grid of codes and learn their prior", choices=MODELS)
     arch: str = option(
         "conv", "convolutional or fully connected encoder and decoder", choices=("conv", "fc"))
     latent_dim: int = option(
-        128, "size of mu, logvar and z, or of each code of a vq_vae; 128 is the assignment's")
+        128, "size of mu, logvar and z, or of the code at each place of a grid; 128 is the "
+        "assignment's")
     width: int | None = option(
         None, "channels after the first convolution, doubled at each further one (conv, 32 when "
         "not given), or units of the first hidden layer, halved at each further one (fc, 512)")
@@ -147,14 +148,12 @@ class Config:
         None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given "
         "the model's own: info_vae 1000, wae 10 (on celeba 100)", low=0)
     codebook: int | None = option(
-        None, "codes in a codebook of a vq_vae (256 when not given); each has latent_dim numbers")
-    codebooks: int | None = option(
-        None, "codebooks of a vq_vae (4 when not given), each for what those before it left")
+        None, "codes in the codebook of a vq_vae (512 when not given); each has latent_dim numbers")
     prior_epochs: int | None = option(
-        None, "epochs of a vq_vae's second stage, in which its prior learns (when not given as "
-        "many as the first; 0: none, its samples are noise)", low=0)
+        None, "epochs of the second stage, in which the prior of a grid_vae or vq_vae learns (when "
+        "not given as many as the first; 0: none, its samples are noise)", low=0)
     prior_width: int | None = option(
-        None, "width of the transformer that is a vq_vae's prior (192 when not given)")
+        None, "width of the transformer that is a learned prior (192 when not given)")
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
 
     epochs: int = option(10, "passes over the training images")
@@ -216,11 +215,15 @@ class Config:
              "holds them."),
             (not model.sampled and self.beta != own_beta,
              f"beta weighs the KL of a sampled z, and model {self.model} has none: leave it out."),
-            (any(getattr(self, name) is not None for name in OF_CODEBOOKS) and not model.discrete,
-             f"{', '.join(OF_CODEBOOKS)} are for model vq_vae, not {self.model}: leave them out."),
-            (self.mmd and model.discrete,
+            (self.codebook is not None and not model.discrete,
+             f"codebook is for model vq_vae, not {self.model}: leave it out."),
+            (any(getattr(self, name) is not None for name in OF_LEARNED_PRIORS)
+             and not model.learned_prior,
+             f"{', '.join(OF_LEARNED_PRIORS)} are for models grid_vae and vq_vae, not "
+             f"{self.model}: leave them out."),
+            (self.mmd and model.learned_prior,
              f"mmd compares q(z) with N(0, I), which a {self.model} does not use: leave it out."),
-            (self.conditions and not (model.conditional or model.discrete),
+            (self.conditions and not (model.conditional or model.learned_prior),
              f"conditions are for model cvae, not {self.model}: leave them out."),
             (self.batch_size < 2 and (self.norm == "batch" or self.mmd),
              "Batch normalisation and MMD compare the images of a batch: use batch_size >= 2."),
@@ -285,14 +288,16 @@ def _checked_value(f: dataclasses.Field, value):
 
 
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs
-# more time per epoch, and its nats cannot be compared with the assignment's. "prior" is a grid of
+# more time per epoch, and its nats cannot be compared with the assignment's. "prior" has a grid of
 # codes, and a transformer that learns which of them occur together.
 PRESETS = {
     "assignment": {},
     "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1,
              "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999},
 }  # fmt: skip
-PRESETS["prior"] = PRESETS["best"] | {"model": "vq_vae", "latent_dim": 64, "flip": "horizontal"}
+PRESETS["prior"] = PRESETS["best"] | {
+    "model": "grid_vae", "latent_dim": 16, "beta": 2.0, "flip": "horizontal"
+}  # fmt: skip
 
 
 def epochs_from_environment() -> dict[str, int | str]:
@@ -504,24 +509,25 @@ class Output(NamedTuple):
     mu: Tensor  # (N, D)
     logvar: Tensor  # (N, D)
     z: Tensor  # (N, D)
-    indices: Tensor | None = None  # (N, h, w, L), of a vq_vae: which codes stand at each place
-    condition: Tensor | None = None  # (N, A), of a vq_vae: what its prior is given
+    indices: Tensor | None = None  # (N, h * w), of a vq_vae: which code stands at each place
+    condition: Tensor | None = None  # (N, A), what a learned prior is given
 
 
 class VAE(nn.Module):
     """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z), Kingma & Welling 2014.
 
-    Another model overrides what it does differently: these four attributes, defaults and
+    Another model overrides what it does differently: these five attributes, defaults and
     choices_for (its config), make_encoder, make_decoder and latent_size (its networks), condition,
     encode, decode_raw and forward (its pass), stages and begin_stage (its training), code_nats and
-    penalty (its loss), draw_codes and describe_codes (its codes). See support/family.py and
-    support/vector_quantised.py.
+    penalty (its loss), draw_codes and describe_codes (its codes). See support/family.py,
+    support/grid_vae.py and support/vector_quantised.py.
     """
 
     sampled = True  # z ~ q(z|x); else the code is the point mu, which has no KL
     has_price = True  # a code costs nats, see code_nats
     conditional = False  # encoder and decoder are given a label
-    discrete = False  # codes come from a codebook, not from a space with a prior N(0, I)
+    learned_prior = False  # codes come from a prior that the model learned, not from N(0, I)
+    discrete = False  # codes come from a codebook
 
     @classmethod
     def defaults(cls, config: Config) -> dict[str, object]:
@@ -607,7 +613,7 @@ class VAE(nn.Module):
         self, n: int, *, condition: Tensor | None = None, seed: int = 0, **region
     ) -> Tensor:
         """n codes (n, D) of the prior, or of another region: see sample_latents."""
-        return sample_latents(n, self.config.latent_dim, seed=seed, **region)
+        return sample_latents(n, self.latent_size, seed=seed, **region)
 
     def describe_codes(self, mu: Tensor) -> dict[str, float]:
         """What evaluate reports about the codes mu (N, D) of many images."""
@@ -714,7 +720,7 @@ def fit(
 ) -> list[dict]:
     """Minimise reconstruction + beta * KL + penalty with Adam; returns the history.
 
-    A vq_vae trains in two stages (see VAE.stages), with an optimiser of its own in each.
+    A model with a learned prior trains in two stages (see VAE.stages), each with an optimiser.
 
     The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
     the code (model.code_nats), and total leaves the penalty out. train_* are means over the epoch
@@ -945,7 +951,7 @@ def save_checkpoint(
     weights = {}
     for name, value in model.state_dict().items():
         # A codebook stays as it is: rounding could make another code the nearest.
-        rounded = value.half() if half and not name.startswith("codebooks.") else value
+        rounded = value.half() if half and not name.startswith("codebook.") else value
         weights[name] = rounded.contiguous().cpu()
     content = safetensors.torch.save(weights)
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(content))
@@ -1180,8 +1186,8 @@ def sample_latents(
 def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) -> Tensor:
     """Decode n codes of a region (see sample_latents) → float (n, C, H, W) in [0, 1].
 
-    A conditional model wants n labels, and a vq_vae can be given them. It draws from the prior
-    that it learned; in place of a region it takes seed, temperature and top_k.
+    A conditional model wants n labels. A model with a learned prior can be given them, and 0.5
+    leaves one open; in place of a region it takes seed, temperature and (vq_vae) top_k.
     """
     z = model.draw_codes(n, condition=model.condition(labels), **region)
     return decode_images(model, z, labels)

@@ -22,7 +22,15 @@ import evaluate
 import vae_helpers as vae
 from support import runs
 
-MEASURED = ("cifar10_conv", "cifar10_conv_sigma", "cifar10_best", "celeba_conv", "celeba_best")
+MEASURED = (
+    "cifar10_conv",
+    "cifar10_conv_sigma",
+    "cifar10_best",
+    "cifar10_prior",
+    "celeba_conv",
+    "celeba_best",
+    "celeba_prior",
+)
 # As many parameters as the convolutional model, and three times as many.
 FC_WIDTHS = {"cifar10_fc": 172, "cifar10_fc3x": 491}
 
@@ -48,6 +56,9 @@ def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, va
     configs = {n: vae.config_for(cifar, **settings) for n, settings in cifar_choices().items()}
     configs["celeba_conv"] = vae.config_for(faces, likelihood="squared_error", epochs=25)
     configs["celeba_best"] = vae.config_for(faces, **vae.PRESETS["best"], epochs=15)
+    prior = vae.PRESETS["prior"]
+    configs["cifar10_prior"] = vae.config_for(cifar, **prior, epochs=5, prior_epochs=6)
+    configs["celeba_prior"] = vae.config_for(faces, **prior, epochs=15, prior_epochs=25)
     return configs
 
 

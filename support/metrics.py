@@ -165,12 +165,12 @@ def iwae_nats(
     -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) with z_i ~ q(z|x). With k = 1 it is the negative
     ELBO; in expectation it only falls with k, towards -log p(x) (Burda et al. 2016, equation 8 and
     theorem 1). batch_size samples are decoded at once. Raises VAEError for a model that does not
-    sample its code.
+    sample its code, or has another prior than N(0, I).
     """
-    if not model.sampled:
+    if not model.sampled or model.learned_prior:
         raise vae.VAEError(
-            f"The bound averages over samples of z, and the code of model {model.config.model} "
-            "is a point: measure a model that samples."
+            "The bound averages over samples of z and knows the prior N(0, I), which a model "
+            f"{model.config.model} does not have: measure a vae."
         )
     model.eval()
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -280,7 +280,7 @@ def picture_sets(
 
     samples_prior from the model's prior; reconstructions of those test images; midpoints_linear
     and midpoints_spherical between neighbouring test images; samples_mixture from a mixture fitted
-    to the codes of at most 20,000 training images (not for discrete codes). All are means of
+    to the codes of at most 20,000 training images (not beside a learned prior). All are means of
     p(x|z). A conditional model gets the labels of the test images.
     """
     images, labels = data.test.images[:n], data.test.labels[:n]
@@ -288,7 +288,7 @@ def picture_sets(
     latents = {"reconstructions": mu}
     for method in vae.METHODS:
         latents[f"midpoints_{method}"] = midpoints(mu, method)
-    if not model.discrete:
+    if not model.learned_prior:
         train = data.train
         codes = vae.sample_codes(model, train.images[:20_000], train.labels[:20_000], seed=seed)
         mixture = fit_mixture(codes, components, seed=seed)

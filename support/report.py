@@ -31,7 +31,6 @@ SHOWN = 64  # images in one picture at most
 DRAWS = {
     "temperature 0.9": {"temperature": 0.9},
     "temperature 0.8": {"temperature": 0.8},
-    "100 likeliest codes": {"top_k": 100},
 }
 
 
@@ -61,11 +60,11 @@ def latent_space(model: vae.VAE, data: ImageData, seed: int = 0) -> dict:
 def likelihood(model: vae.VAE, data: ImageData, seed: int = 0) -> dict[str, float]:
     """IWAE bounds of the first test images in nats, and bits per dimension of all of them.
 
-    The bounds are left out for a model that does not sample its code.
+    The first are left out for a model that does not sample its code, or learned its prior.
     """
     test, val = data.test, data.val
     result = {}
-    if model.sampled:
+    if model.sampled and not model.learned_prior:
         bounds = {}
         for k in progress_bar(IWAE_SAMPLES, desc="IWAE, k"):
             bounds[k] = metrics.iwae_nats(
@@ -280,12 +279,20 @@ def draw_maps(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Pat
 
 
 def draws(model: vae.VAE, labels: Tensor, seed: int) -> dict[str, Tensor]:
-    """Samples of a learned prior, one for each of the labels, in each of the ways of DRAWS."""
+    """Samples of a learned prior, one for each of the labels, in each of the ways of DRAWS.
+
+    Beside them what the same decoder makes of N(0, I), the prior of the first stage.
+    """
     n = len(labels)
-    return {
+    sets = {
         name: vae.sample_images(model, n, labels, seed=seed, **choices)
         for name, choices in DRAWS.items()
     }
+    if not model.discrete:
+        sets["normal prior"] = vae.decode_images(
+            model, vae.sample_latents(n, model.latent_size, seed=seed)
+        )
+    return sets
 
 
 def draw_temperatures(

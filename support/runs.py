@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 import vae_helpers as vae
-from support import family, vector_quantised  # noqa: F401  so that all models are known
+from support import family, grid_vae, vector_quantised  # noqa: F401  so that all models are known
 from support.basics import env_flag, write_atomically
 from support.hardware import hardware, precision_name
 

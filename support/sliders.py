@@ -182,7 +182,7 @@ def explore_interpolation(
     """Task 2: one test image turns into another, through latent space and as a pixel cross-fade.
 
     `first` and `second` are numbers of test images, `steps` is the length of the strips. Raises
-    VAEError for a conditional or discrete model.
+    VAEError for a model that is conditional or has a learned prior.
     """
     _need_continuous_codes(model)
     images = data.test.images
@@ -237,7 +237,7 @@ def explore_models(
     """Task 1: the same n test images, or the same n draws of N(0, I), through several models.
 
     The last row is of one of the models `by_beta`, as {"β = 0.1": model}, chosen by a slider.
-    Raises VAEError for a conditional or discrete model.
+    Raises VAEError for a model that is conditional or has a learned prior.
     """
     _need_continuous_codes(*models.values(), *by_beta.values())
 
@@ -328,7 +328,8 @@ def explore_dimensions(
     """Task 3: one code, moved along the ten dimensions with the largest KL and along directions.
 
     `directions` are name → (D,), as `vae.attribute_direction` gives them; `image` is the number of
-    the test image whose code is the start. Raises VAEError for a conditional or discrete model.
+    the test image whose code is the start. Raises VAEError for a model that is conditional or
+    has a learned prior.
     """
     _need_continuous_codes(model)
     posterior = vae.aggregate_posterior(model, data.test.images[:500])
@@ -397,7 +398,7 @@ def _reconstruct(model: VAE, images: Tensor) -> Tensor:
 def _need_continuous_codes(*models: VAE) -> None:
     """Raise VAEError for models whose z cannot be moved or does not decode by itself."""
     for model in models:
-        if model.conditional or model.discrete:
+        if model.conditional or model.learned_prior:
             raise VAEError(
                 f"Codes of model {model.config.model} cannot be moved or do not decode without a "
                 "label, so that it has no sliders: take another model."

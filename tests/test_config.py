@@ -49,7 +49,8 @@ def test_a_config_is_refused_in_one_sentence_or_its_model_can_be_built_and_used(
         ({"model": "info_vae"}, {"beta": 0, "mmd": 1000, "likelihood": "bernoulli"}),
         ({"model": "wae"}, {"beta": 0, "mmd": 10, "likelihood": "squared_error"}),
         ({"model": "wae", "dataset": "celeba"}, {"mmd": 100}),
-        ({"model": "vq_vae"}, {"beta": 1, "codebook": 256, "codebooks": 4, "depth": 2}),
+        ({"model": "vq_vae"}, {"beta": 1, "codebook": 512, "prior_width": 192, "depth": 2}),
+        ({"model": "grid_vae", "epochs": 7}, {"beta": 1, "prior_epochs": 7, "depth": 2}),
     ],
     ids=str,
 )
@@ -63,7 +64,8 @@ def test_what_is_left_out_follows_from_data_and_model(choices, expected):
     [
         ({"arch": "fc", "width": 3, "depth": 3}, "need a width of at least 4, not 3"),
         ({"batch_size": 1, "norm": "batch"}, "use batch_size >= 2"),
-        ({"codebook": 9}, "codebook.* are for model vq_vae, not vae"),
+        ({"codebook": 9}, "codebook is for model vq_vae, not vae"),
+        ({"prior_width": 9}, "prior_width are for models grid_vae and vq_vae, not vae"),
         ({"data_dir": "photos"}, "set VAE_DATA"),
     ],
 )

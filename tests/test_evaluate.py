@@ -125,6 +125,7 @@ def test_pictures_have_a_cell_for_each_image_that_was_asked_for(evaluated):
 @pytest.mark.parametrize("choices, picture", [
     ({"model": "cvae", "conditions": 3}, "classes.png"),
     ({"model": "vq_vae", "prior_width": 16}, "temperatures.png"),
+    ({"model": "grid_vae", "prior_width": 16, "conditions": 3}, "temperatures.png"),
     ({"model": "wae", "latent_dim": 2}, "manifold.png"),
 ], ids=str)  # fmt: skip
 def test_other_models_have_pictures_of_their_own_and_quick_is_short(tmp_path, choices, picture):
@@ -132,10 +133,10 @@ def test_other_models_have_pictures_of_their_own_and_quick_is_short(tmp_path, ch
     model = vae.build_model(vae.Config(**TINY | choices))
     folder = vae.save_checkpoint(model, tmp_path)
     results = evaluate.main(["--run", str(folder), "--num_samples", "2", "--quick"])
-    parts = {"test", "pictures"} if model.discrete else {"test", "pictures", "latent_space"}
-    assert parts_of(results) == parts
+    parts = {"test", "pictures"}
+    assert parts_of(results) == (parts if model.learned_prior else parts | {"latent_space"})
     assert (folder / "evaluation" / picture).is_file()
-    assert (folder / "evaluation" / "traversals.png").is_file() != model.discrete
+    assert (folder / "evaluation" / "traversals.png").is_file() != model.learned_prior
 
 
 def test_samples_show_the_labels_that_were_named(tmp_path):

@@ -1,0 +1,273 @@
+"""Grids of codes and the priors that learn them: against sums, integrals and a slow second way."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+import vae_helpers as vae
+from support import family
+from support.learned_prior import CodePrior, MixturePrior
+from support.vector_quantised import Codebook
+
+SMALL_GRID = {"image_size": 16, "width": 4, "latent_dim": 3, "prior_width": 16}
+
+
+def of_seed(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=of_seed(seed))
+
+
+def untrained(name, **choices):
+    return vae.build_model(vae.Config(model=name, **SMALL_GRID | choices))
+
+
+def with_random_weights(prior):
+    generator = of_seed(0)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    return prior
+
+
+def code_prior(places, codes, conditions=0):
+    return with_random_weights(CodePrior(places, codes, 16, conditions))
+
+
+def mixture_prior(places, channels, conditions=0):
+    return with_random_weights(MixturePrior(places, channels, 16, conditions))
+
+
+@pytest.fixture
+def vq():
+    """With codes that are outputs of its encoder."""
+    model = untrained("vq_vae", codebook=7)
+    model.begin_stage(0)
+    model.train()(torch.rand(16, 3, 16, 16, generator=of_seed(0)), of_seed(0))
+    return model.eval()
+
+
+# ── The grid ────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    st.integers(8, 70), st.sampled_from(["conv", "fc"]), st.sampled_from(["grid_vae", "vq_vae"])
+)
+def test_the_grid_of_codes_fits_every_size(size, arch, name):
+    model = untrained(name, image_size=size, arch=arch)
+    out = model(torch.rand(2, 3, size, size), of_seed(0))
+    assert out.x_raw.shape == (2, 3, size, size)
+    assert out.mu.shape == out.z.shape == (2, model.latent_size)
+    assert 4 <= model.grid[0] == model.grid[1] <= 11
+    assert model.code_nats(out).shape == (2,)
+
+
+def test_a_code_stands_where_the_decoder_puts_it():
+    model = untrained("grid_vae")
+    z = randn(2, model.latent_size)
+    torch.testing.assert_close(model.flat(model.by_place(z)), z)
+    grid = z.reshape(2, 3, *model.grid)
+    torch.testing.assert_close(model.by_place(z)[:, model.grid[1] + 2], grid[:, :, 1, 2])
+
+
+def test_the_price_of_a_grid_is_log_q_minus_log_prior():
+    model = untrained("grid_vae")
+    out = model(torch.rand(4, 3, 16, 16, generator=of_seed(1)), of_seed(2))
+    q = Normal(out.mu, (0.5 * out.logvar).exp())
+    log_prior = -model.prior.nats(model.by_place(out.z))
+    entropy = q.entropy().sum(1)
+    torch.testing.assert_close(model.code_nats(out), -log_prior - entropy)
+    model.begin_stage(0)  # the first stage has N(0, I)
+    expected = kl_divergence(q, Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(model.code_nats(out), expected)
+
+
+# ── Codes of a codebook ─────────────────────────────────────────────────────────────────────────
+
+
+def test_codes_follow_the_moving_averages_of_what_they_stand_for():
+    book = Codebook(3, 2)
+    book.revive(randn(60, 2), of_seed(0))  # sets the first codes
+    counts, sums, codes = book.counts.clone(), book.sums.clone(), book.codes.clone()
+    z = randn(60, 2, seed=1)
+    book.move(z, book.nearest(z))
+    for k in range(3):
+        own = z[torch.cdist(z, codes).argmin(1) == k]
+        count = 0.99 * counts[k] + 0.01 * len(own)
+        total = 0.99 * sums[k] + 0.01 * own.sum(0)
+        torch.testing.assert_close(book.codes[k], total / count)
+
+
+def test_a_code_that_is_hardly_used_becomes_an_output_of_the_encoder():
+    book = Codebook(2, 2)
+    book.codes[1] = 1000.0
+    book.counts[:] = torch.tensor([1.1, 0.9])  # a tenth of the average use is 1
+    book.revive(torch.tensor([[3.0, 4.0]]).expand(20, 2), of_seed(0))
+    torch.testing.assert_close(book.codes, torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+
+
+def test_the_decoder_sees_the_nearest_code_and_gradients_pass_through(vq):
+    out = vq(torch.rand(4, 3, 16, 16, generator=of_seed(1)))
+    vectors = out.mu.reshape(4, 3, -1).transpose(1, 2)
+    nearest = torch.cdist(vectors, vq.codebook.codes).argmin(2)
+    assert torch.equal(out.indices, nearest)
+    torch.testing.assert_close(out.z, vq.codebook.codes[nearest].transpose(1, 2).flatten(1))
+    torch.testing.assert_close(vq.codes_to_z(out.indices), out.z)
+    torch.testing.assert_close(vq.decode_raw(out.mu), out.x_raw)
+    to_mu, to_z = torch.autograd.grad(out.x_raw.square().sum(), (out.mu, out.z), retain_graph=True)
+    assert torch.equal(to_mu, to_z)
+    (commitment,) = torch.autograd.grad(vq.penalty(out), out.mu)
+    torch.testing.assert_close(commitment, 2 * 0.25 * (out.mu - out.z) / 4)
+
+
+def test_half_precision_leaves_the_codebook_as_it_is(vq, tmp_path):
+    vq.codebook.sums[0] = 1e6  # too large for 16 bits
+    again, _ = vae.load_checkpoint(vae.save_checkpoint(vq, tmp_path, half=True))
+    for name, value in again.state_dict().items():
+        original = vq.state_dict()[name]
+        rounded = original if name.startswith("codebook.") else original.half().float()
+        assert torch.equal(value, rounded), name
+
+
+# ── The priors ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_prior_is_a_distribution_over_all_grids_under_every_condition():
+    """Six places with one of three codes each."""
+    grids = torch.tensor(list(itertools.product(range(3), repeat=6)))
+    prior = code_prior(6, 3, conditions=4)
+    assert torch.exp(-prior.nats(grids)).sum().item() == pytest.approx(1, abs=1e-5)
+    given = torch.exp(-prior.nats(grids, torch.tensor([[0, 1, 0.5, 1]]).expand(729, -1)))
+    assert given.sum().item() == pytest.approx(1, abs=1e-5)
+    unknown = prior.nats(grids, torch.full((729, 4), 0.5))
+    torch.testing.assert_close(unknown, prior.nats(grids))
+    assert not torch.allclose(given, torch.exp(-unknown))
+
+
+def test_samples_come_as_often_as_the_prior_says():
+    """Samples read the keys of a cache, and nats the whole grid."""
+    prior = code_prior(4, 2)
+    grids = torch.tensor(list(itertools.product(range(2), repeat=4)))
+    samples = prior.sample(20_000, of_seed(1))
+    often = (samples[:, None] == grids).all(2).float().mean(0)
+    torch.testing.assert_close(often, torch.exp(-prior.nats(grids)), rtol=0, atol=0.015)
+
+
+def test_samples_of_a_mixture_come_as_often_as_its_density_says():
+    """Over draws of the density p, the mean of q / p is 1 for every density q: here N(0, 4 I)."""
+    prior = mixture_prior(2, 2)
+    z = prior.sample(20_000, of_seed(1))
+    log_q = Normal(0.0, 2.0).log_prob(z).sum((1, 2))
+    ratio = torch.exp(log_q + prior.nats(z))
+    assert ratio.mean().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("prior", [code_prior(6, 5, 2), mixture_prior(6, 3, 2)], ids=["code", "mix"])
+def test_sampling_with_a_cache_equals_sampling_by_the_whole_grid(prior):
+    condition = torch.tensor([[1.0, 0.5]]).expand(50, -1)
+    expected = prior.sample(50, of_seed(1), condition)
+    generator = of_seed(1)
+    grid = expected.clone()
+    for place in range(6):
+        said = []  # of every place, read from what stands before it
+
+        def keep(h, codes):
+            said.append(h)
+            return torch.zeros(h.shape[:2])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prior, "nats_at", keep)
+            prior.nats(grid, condition)
+        grid[:, place : place + 1] = prior.draw(said[0][:, place : place + 1], generator)
+    torch.testing.assert_close(grid, expected)
+
+
+def test_a_low_temperature_draws_what_is_likeliest():
+    prior = code_prior(5, 4)
+    likeliest = prior.sample(20, of_seed(0), top_k=1)
+    assert torch.equal(prior.sample(20, of_seed(1), temperature=1e-4), likeliest)
+    assert not torch.equal(prior.sample(20, of_seed(1)), likeliest)
+
+
+def test_a_low_temperature_draws_the_means_of_the_components():
+    prior = mixture_prior(1, 3)
+    z = prior.sample(500, of_seed(0), temperature=1e-6)[:, 0]
+    h = prior.norm(_through(prior))
+    means = prior.mixture(h).component_distribution.base_dist.mean[0, 0]
+    distances = (z[:, None] - means).abs().amax(2)
+    assert distances.amin(1).max() < 1e-3
+
+
+def _through(prior):
+    """What a prior of one place says of it, before the last normalisation."""
+    h = prior.start + prior.places[None]
+    for block in prior.blocks:
+        h = block(h)
+    return h
+
+
+# ── Training ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])
+def test_in_the_second_stage_only_the_prior_learns(shapes, name):
+    sizes = {"latent_dim": 3, "width": 4, "prior_width": 16}
+    sizes |= {"codebook": 7} if name == "vq_vae" else {}
+    config = vae.config_for(
+        shapes, model=name, **sizes, epochs=2, prior_epochs=3, batch_size=32, norm="batch"
+    )
+    model = vae.build_model(config)
+    states = []
+
+    def keep(history):
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    history = vae.fit(model, shapes, config, on_epoch=keep)
+    changed = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in zip(states, states[1:])]
+    assert not any(name.startswith("prior.") for name in changed[0])
+    for names in changed[1:]:
+        assert all(name.startswith("prior.") for name in names) and names
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
+    assert history[4]["val_kl_nats"] < history[2]["val_kl_nats"]
+    assert history[4]["val_reconstruction_nats"] == history[1]["val_reconstruction_nats"]
+
+
+@pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])
+def test_samples_show_the_class_that_was_asked_for(name):
+    """Four classes: which quarter of an 8x8 image is bright."""
+    labels = torch.arange(512) % 4
+    brightness = torch.linspace(150, 250, 512).reshape(-1, 1, 1, 1)
+    quarters = F.one_hot(labels, 4).reshape(-1, 1, 2, 2) * brightness
+    part = vae.Split(F.interpolate(quarters.byte(), scale_factor=4), labels)
+    data = vae.ImageData("folder", "quarters", part, part, part, tuple("abcd"))
+    sizes = {"latent_dim": 4, "width": 8, "prior_width": 32}
+    sizes |= {"codebook": 16} if name == "vq_vae" else {}
+    config = vae.config_for(
+        data, model=name, **sizes, epochs=8, prior_epochs=30, batch_size=16, lr=5e-3
+    )
+    model = vae.build_model(config)
+    vae.fit(model, data, config)
+    for number, label in enumerate("abcd"):
+        chosen = family.labels_of(data, label, 50)
+        samples = vae.sample_images(model, 50, chosen, seed=1)
+        brightest = F.avg_pool2d(samples, 4).flatten(1).argmax(1)
+        assert (brightest == number).float().mean() > 0.7  # chance: 0.25
+
+
+def test_ways_to_sample_that_a_model_does_not_have_are_refused():
+    grid = untrained("grid_vae")
+    for region, words in (
+        ({"z_range": (-1, 1)}, "no z_range: its codes come from its own prior"),
+        ({"temperature": 0}, "above 0"),
+        ({"top_k": 10}, "top_k is for model vq_vae"),
+    ):
+        with pytest.raises(vae.VAEError, match=words):
+            vae.sample_images(grid, 2, **region)
+    assert math.isfinite(vae.sample_images(untrained("vq_vae"), 2, top_k=10).sum())
