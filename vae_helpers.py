@@ -116,7 +116,8 @@ class Config:
 
     model: str = option(
         "vae", "what is minimised: vae, beta_vae and info_vae sample z, ae and wae do not; cvae "
-        "is given the label; grid_vae and vq_vae have a grid of codes and learn their prior", choices=MODELS)
+        "is given the label; grid_vae and vq_vae have a grid of codes and learn their prior",
+        choices=MODELS)
     arch: str = option(
         "conv", "convolutional or fully connected encoder and decoder", choices=("conv", "fc"))
     latent_dim: int = option(
@@ -755,14 +756,13 @@ def fit(
             losses = train_epoch(state, images, conditions, epoch, progress)
             state.swap_average()
             calibrate(model, data.train)
-            nats = [values.mean().item() for values in image_losses(model, *data.val)]
-            losses |= {"val_reconstruction_nats": nats[0], "val_kl_nats": nats[1]}
-            row = {"epoch": epoch, "seconds": time.perf_counter() - began} | losses
+            losses |= validate(model, data.val)
             for split in ("train", "val"):
-                weighted_kl = config.beta * row[f"{split}_kl_nats"]
-                row[f"{split}_total_nats"] = row[f"{split}_reconstruction_nats"] + weighted_kl
-            stop_if_diverged(row.values(), stage, f"after epoch {epoch}")
-            history.append(row)
+                weighted_kl = config.beta * losses[f"{split}_kl_nats"]
+                losses[f"{split}_total_nats"] = losses[f"{split}_reconstruction_nats"] + weighted_kl
+            stop_if_diverged(losses.values(), stage, f"after epoch {epoch}")
+            seconds = time.perf_counter() - began
+            history.append({"epoch": epoch, "seconds": seconds} | losses)
             if save and rank == 0:
                 save(history, state.state_dict())
             if on_epoch and rank == 0:
@@ -809,6 +809,15 @@ def train_epoch(
             bar.set_postfix(reconstruction=f"{means[0]:.1f}", kl=f"{means[1]:.1f}")
     means = (all_reduce(sums) / len(images)).tolist()
     return dict(zip(("train_reconstruction_nats", "train_kl_nats", "train_penalty"), means))
+
+
+def validate(model: VAE, split: Split) -> dict[str, float]:
+    """The two losses after an epoch, means over the validation images in nats."""
+    reconstruction, kl = image_losses(model, *split)
+    return {
+        "val_reconstruction_nats": reconstruction.mean().item(),
+        "val_kl_nats": kl.mean().item(),
+    }
 
 
 def kl_weight(config: Config, epochs_done: float) -> float:

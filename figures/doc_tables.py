@@ -48,6 +48,17 @@ DISTANCES = {
 }
 
 
+# What is given up for a prior that is learned, and what is gained.
+PRIOR = {
+    "CIFAR-10, the assignment's (BCE)": "cifar10_conv",
+    "CIFAR-10, `best`": "cifar10_best",
+    "CIFAR-10, `prior`": "cifar10_prior",
+    "CelebA, squared error": "celeba_conv",
+    "CelebA, `best`": "celeba_best",
+    "CelebA, `prior`": "celeba_prior",
+}
+
+
 def read_json(path: str):
     """A file of the project, like "figures/theory.json"."""
     return json.loads((ROOT / path).read_text())
@@ -146,6 +157,34 @@ def quality() -> str:
     for title, key in DISTANCES.items():
         columns[title] = f"{{frechet[{key}]:,.0f}}"
     return table("model", rows, columns)
+
+
+def prior() -> str:
+    """Fixed and learned priors; – for what a model does not have."""
+    columns = {
+        "real (floor)": "ffd_real_train",
+        "reconstructions": "ffd_reconstructions",
+        "samples of N(0, I)": "ffd_samples_normal_prior",
+        "of a mixture of ten Gaussians": "ffd_samples_mixture",
+        "of the learned prior": "ffd_samples_prior",
+        "at temperature 0.9": "ffd_samples_temperature_0.9",
+        "at 0.8": "ffd_samples_temperature_0.8",
+    }
+    rows = []
+    for title, folder in PRIOR.items():
+        numbers, record = read_metrics(folder), read_record(folder)
+        distances = dict(numbers["frechet"])
+        if "ffd_samples_normal_prior" not in distances:  # its prior is N(0, I)
+            distances["ffd_samples_normal_prior"] = distances.pop("ffd_samples_prior")
+        row = {"model": title, "parameters": f"{record['parameters']:,}"}
+        row["training (s)"] = f"{record['seconds']:,.0f}"
+        row["price of the code (nats)"] = f"{numbers['test']['kl_nats']:,.1f}"
+        row["bits/dim"] = f"{numbers['likelihood']['bits_per_dim']:.2f}"
+        row["MSE"] = f"{numbers['pictures']['mse']:.4f}"
+        for name, key in columns.items():
+            row[name] = f"{distances[key]:,.0f}" if key in distances else "–"
+        rows.append(row)
+    return vae.markdown_table(rows)
 
 
 def ablation() -> str:
@@ -336,6 +375,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "short_results": short_results,
     "results": results,
     "quality": quality,
+    "prior": prior,
     "ablation": ablation,
     "fashion": fashion,
     "other_data": other_data,

@@ -83,14 +83,18 @@ class CausalTransformer(nn.Module):
             return positions
         return positions + self.condition(2 * condition - 1)[:, None]
 
-    def nats(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """-log p of grids of codes, (N, T) or (N, T, C), and condition (N, A) → (N,) nats."""
+    def read(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What is said of each place from the codes before it, (N, T, W)."""
         start = self.start.expand(len(codes), 1, -1)
         before = torch.cat([start, self.token(codes[:, :-1])], dim=1)
         h = before + self.positions(len(codes), condition)
         for block in self.blocks:
             h = block(h)
-        return self.nats_at(self.norm(h), codes).sum(1)
+        return self.norm(h)
+
+    def nats(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """-log p of grids of codes, (N, T) or (N, T, C), and condition (N, A) → (N,) nats."""
+        return self.nats_at(self.read(codes, condition), codes).sum(1)
 
     @torch.no_grad()
     def sample(

@@ -28,10 +28,7 @@ SHOWN = 64  # images in one picture at most
 
 
 # How a learned prior is sampled, by the name that pictures and tables give it.
-DRAWS = {
-    "temperature 0.9": {"temperature": 0.9},
-    "temperature 0.8": {"temperature": 0.8},
-}
+DRAWS = {"temperature 0.9": {"temperature": 0.9}, "temperature 0.8": {"temperature": 0.8}}
 
 
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,6 @@ import vae_helpers as vae
 from support import family
 from support.family import mmd
 
-
 OF_MODELS = {"grid_vae": {"prior_width": 16}, "vq_vae": {"prior_width": 16, "codebook": 16}}
 
 
