@@ -28,6 +28,7 @@ release: $(VENV)/.ready
 	VAE_TRAIN=1 $(RUN) --inplace $(TASK1) $(TASK3)
 	$(RUN) --inplace $(TASK2)
 	$(BIN)/python checkpoints/release.py
+	$(BIN)/python figures/prior.py
 	$(BIN)/python figures/make.py
 
 $(VENV)/.ready: requirements.txt $(CONSTRAINTS)

@@ -1415,7 +1415,7 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figur
     order = posterior.kl_nats.argsort(descending=True)
     dims = np.arange(len(order))
     axes[0].bar(dims, posterior.kl_nats[order].numpy(), width=1)
-    axes[0].set(title="information per dimension", ylabel="KL (nats)")
+    axes[0].set(title="KL per dimension", ylabel="KL (nats)")
     axes[1].plot(dims, posterior.std[order], ".", label="standard deviation")
     axes[1].plot(dims, posterior.mean[order], ".", label="mean")
     axes[1].axhline(1, color="C0", ls=":")

@@ -25,7 +25,7 @@ from support import family, metrics, runs
 MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
 FACES = ("Smiling", "-Smiling", "Eyeglasses", "Male,-Smiling", "-Male,Smiling", "Blond_Hair,-Male",
          "Wearing_Hat", "Male,Eyeglasses")  # fmt: skip
-TEMPERATURES = (1.0, 0.9)
+TEMPERATURES = (1.0, 0.8)
 PER_ROW = {"cifar10": 10, "celeba": 8}
 SHOWN = 10  # samples beside their nearest training images
 COMPARED = 200  # samples and test images whose nearest training image is measured
@@ -42,7 +42,7 @@ def plot_sheet(model: vae.VAE, data: vae.ImageData, temperature: float) -> Figur
     n = PER_ROW[data.name]
     rows = {}
     for text in data.class_names or FACES:
-        labels = family.labels_of(data, text, n)
+        labels = family.labels_of(data, text, n, strength=2.0)
         name = text.replace("-", "not ").replace(",", ", ").replace("_", " ")
         rows[name] = vae.sample_images(model, n, labels, seed=0, temperature=temperature)
     title = f"Samples of the learned prior at temperature {temperature:g}: {data.title}"

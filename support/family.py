@@ -165,25 +165,40 @@ class CVAE(Conditional, vae.VAE):
 vae.MODELS.update({"info_vae": InfoVAE, "wae": WAE, "ae": AE, "cvae": CVAE})
 
 
-def labels_of(data: vae.ImageData, text: str, n: int) -> Tensor:
-    """n times the labels that a text names: "cat", or of attributes "Smiling,-Male" → (n, A).
+def labels_of(
+    data: vae.ImageData, text: str, n: int, *, strength: float = 1.0, seed: int = 0
+) -> Tensor:
+    """n labels that a text asks for, a class like "cat" or attributes like "Smiling,-Male": (n, A).
 
-    What it does not name is left open, 0.5, which the prior of a vq_vae understands. Raises
-    VAEError for a name that the data set does not have, and for two classes at once.
+    Attributes that it does not name are those of training images that have what it names, drawn
+    with the seed. A strength of 2 makes -0.5 and 1.5 of 0 and 1: twice as far from 0.5, which says
+    nothing to a learned prior. It then shows what was asked for more often, and exaggerates it.
+
+    Raises VAEError for a name that the data set does not have, for two classes at once, and for
+    attributes that no training image has together.
     """
     names = condition_names(data)
     words = [word.strip() for word in text.split(",")]
-    labels = torch.full((len(names),), 0.5)
     for word in words:
-        name = word.removeprefix("-")
-        if name not in names:
-            raise vae.VAEError(f"There is no label {name!r}: choose from {', '.join(names)}.")
-        labels[names.index(name)] = float(name == word)
+        if word.removeprefix("-") not in names:
+            raise vae.VAEError(
+                f"There is no label {word.removeprefix('-')!r}: choose from {', '.join(names)}."
+            )
     if data.class_names:
         if len(words) > 1 or words[0].startswith("-"):
             raise vae.VAEError(f"An image has one class: give one name, not {text!r}.")
-        labels = (labels == 1).float()
-    return labels.expand(n, -1)
+        one = F.one_hot(torch.tensor(names.index(words[0])), len(names))
+        return 0.5 + strength * (one.expand(n, -1) - 0.5)
+    labels = data.train.labels
+    fits = torch.ones(len(labels), dtype=torch.bool)
+    for word in words:
+        has = labels[:, names.index(word.removeprefix("-"))].bool()
+        fits &= ~has if word.startswith("-") else has
+    if not fits.any():
+        raise vae.VAEError(f"No training image has {text} together: ask for less.")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(int(fits.sum()), (n,), generator=generator)
+    return 0.5 + strength * (labels[fits][drawn].float() - 0.5)
 
 
 def condition_names(data: vae.ImageData) -> tuple[str, ...]:

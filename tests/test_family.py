@@ -123,17 +123,27 @@ def test_the_label_decides_which_quarter_is_bright_whatever_the_code():
 
 
 def test_labels_are_named_by_class_or_attribute(shapes):
-    images, labels = shapes.train.images, shapes.train.labels[:, 0]
-    attributes = dataclasses.replace(
-        shapes, name="celeba", label_names=("Male", "Smiling", "Young")
+    images, classes = shapes.train.images, shapes.train.labels[:, 0]
+    attributes = torch.stack([classes == 0, classes == 1, classes < 2], dim=1)
+    people = dataclasses.replace(
+        shapes,
+        name="celeba",
+        label_names=("Male", "Smiling", "Young"),
+        train=vae.Split(images, attributes),
     )
-    row = family.labels_of(attributes, "Smiling,-Male", 2)
-    assert row.tolist() == [[0, 1, 0.5]] * 2
+    assert family.labels_of(people, "Young,-Male", 2).tolist() == [[0, 1, 1]] * 2
+    assert family.labels_of(people, "-Young", 1, strength=2).tolist() == [[-0.5, -0.5, -0.5]]
+    young = family.labels_of(people, "Young", 300)
+    assert young[:, 2].all()
+    assert 0.3 < young[:, 0].mean() < 0.7  # all else as often as in such images
+    assert torch.equal(young, family.labels_of(people, "Young", 300))
     with pytest.raises(vae.VAEError, match="no label 'Bald'.*Male, Smiling, Young"):
-        family.labels_of(attributes, "Bald", 1)
-    classes = dataclasses.replace(
-        shapes, name="cifar10", label_names=("cat", "dog"), train=vae.Split(images, labels)
+        family.labels_of(people, "Bald", 1)
+    with pytest.raises(vae.VAEError, match="No training image has Male,Smiling together"):
+        family.labels_of(people, "Male,Smiling", 1)
+    animals = dataclasses.replace(
+        shapes, name="cifar10", label_names=("cat", "dog"), train=vae.Split(images, classes)
     )
-    assert family.labels_of(classes, "dog", 1).tolist() == [[0, 1]]
+    assert family.labels_of(animals, "dog", 2).tolist() == [[0, 1]] * 2
     with pytest.raises(vae.VAEError, match="one class"):
-        family.labels_of(classes, "dog,cat", 1)
+        family.labels_of(animals, "dog,cat", 1)
