@@ -253,9 +253,13 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        """A readable name with a short hash of all fields: one folder per config."""
-        fields = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        short_hash = hashlib.sha256(fields.encode()).hexdigest()[:8]
+        """A readable name with a short hash of all that is no default: one folder per config."""
+        values = dataclasses.asdict(self)
+        own = {
+            f.name: values[f.name] for f in dataclasses.fields(self) if values[f.name] != f.default
+        }
+        text = json.dumps(own, sort_keys=True)
+        short_hash = hashlib.sha256(text.encode()).hexdigest()[:8]
         return (
             f"{self.dataset}-{self.arch}-{self.model}-z{self.latent_dim}-beta{self.beta:g}"
             f"-seed{self.seed}-{short_hash}"

@@ -43,8 +43,8 @@ def save(figure: Figure, name: str) -> None:
 # ── README.md and docs/results.md ───────────────────────────────────────────────────────────────
 
 
-def draw_tasks(cifar: vae.ImageData, faces: vae.ImageData) -> None:
-    """One picture of each notebook, and one of the repair of the blur."""
+def draw_tasks(cifar: vae.ImageData) -> None:
+    """Pictures of Task 1 and Task 2, and one of the repair of the blur."""
     images = cifar.test.images[:12]
     names = {"convolutional": "cifar10_conv", "fc, same size": "cifar10_fc"}
     names["fc, 3x"] = "cifar10_fc3x"
@@ -55,18 +55,12 @@ def draw_tasks(cifar: vae.ImageData, faces: vae.ImageData) -> None:
     title = f"Two losses, three models, one latent size: {cifar.title}"
     save(vae.plot_reconstructions(load(names), images, title), "quality_reconstructions.png")
 
-    models = load({"conv": "cifar10_conv", "faces": "celeba_conv"})
+    model = load({"conv": "cifar10_conv"})["conv"]
     a, b = cifar.test.images[list(PAIR)]
-    strips = {m: vae.interpolate_images(models["conv"], a, b, 10, m) for m in vae.METHODS}
+    strips = {m: vae.interpolate_images(model, a, b, 10, m) for m in vae.METHODS}
     strips["pixel cross-fade"] = vae.cross_fade(a, b, 10)
     title = f"Task 2 · between two test images: {cifar.title}"
     save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
-
-    rows = {}
-    for radius in (2, 6, 11.3, 16, 24, 40):
-        rows[f"‖z‖ = {radius:g}"] = vae.sample_images(models["faces"], 10, radius=radius, seed=0)
-    title = f"Task 3 · shells of growing radius: {faces.title}"
-    save(vae.plot_rows(rows, title), "task3_shells.png")
 
 
 # ── theory_answers.md, questions 1 and 3: where the codes lie ───────────────────────────────────
@@ -232,8 +226,8 @@ def main() -> None:
     )
     parser.add_argument("--texts", action="store_true", help="only fill the tables of the texts")
     if not parser.parse_args().texts:
-        cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
-        draw_tasks(cifar, faces)
+        cifar = vae.load_dataset("cifar10")
+        draw_tasks(cifar)
         by_beta = load(doc_tables.BETAS)
         theory = {
             "q1_kl_term": question_1(by_beta, cifar),

@@ -2,7 +2,8 @@
 
     python figures/prior.py           needs the real data; some five minutes on two CPU cores
 
-Nothing is chosen: every sheet has the first 64 or more samples of seed 0. The nearest training
+Nothing is chosen: every sheet has the first 64 or more samples of seed 0. What it asks for is asked
+for at double strength (see family.labels_of). The nearest training
 images, and how far they are, show whether the samples are copies; figures/prior.json has the
 numbers. What evaluate.py measures stands in checkpoints/*_prior/metrics.json.
 """
@@ -23,8 +24,8 @@ import vae_helpers as vae
 from support import family, metrics, runs
 
 MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
-FACES = ("Smiling", "-Smiling", "Eyeglasses", "Male,-Smiling", "-Male,Smiling", "Blond_Hair,-Male",
-         "Wearing_Hat", "Male,Eyeglasses")  # fmt: skip
+ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
+         "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
 TEMPERATURES = (1.0, 0.8)
 PER_ROW = {"cifar10": 10, "celeba": 8}
 SHOWN = 10  # samples beside their nearest training images
@@ -41,7 +42,7 @@ def plot_sheet(model: vae.VAE, data: vae.ImageData, temperature: float) -> Figur
     """A class, or what attributes ask for, in each row."""
     n = PER_ROW[data.name]
     rows = {}
-    for text in data.class_names or FACES:
+    for text in data.class_names or ASKED:
         labels = family.labels_of(data, text, n, strength=2.0)
         name = text.replace("-", "not ").replace(",", ", ").replace("_", " ")
         rows[name] = vae.sample_images(model, n, labels, seed=0, temperature=temperature)
@@ -119,6 +120,8 @@ def main() -> None:
             save(figure, f"prior_{dataset}_{temperature:g}.png")
         figure, numbers[dataset] = nearest_images(model, data)
         save(figure, f"prior_{dataset}_nearest.png")
+    faces = vae.sample_images(model, 24, seed=0, temperature=0.8)
+    save(vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9), "faces.png")
     save(plot_learning(records), "prior_learning.png")
     vae.write_json(HERE / "prior.json", numbers)
 

@@ -73,7 +73,7 @@ def test_every_flag_reaches_the_run_on_a_folder_of_own_images(tmp_path, monkeypa
     run = train.main([*flags, "--out", str(tmp_path / "run")])
     assert run.config == vae.Config(dataset="folder", channels=1, **chosen)
     assert run.record["data"]["title"] == "mine, 7 training images"
-    others = {"dataset", "channels", "conditions", *vae.OF_CODEBOOKS}
+    others = {"dataset", "channels", "conditions", "codebook", *vae.OF_LEARNED_PRIORS}
     assert chosen.keys() | others == {field.name for field in dataclasses.fields(vae.Config)}
 
 
