@@ -113,7 +113,7 @@ def draw(
     if args.labels:
         if not model.config.conditions:
             raise vae.VAEError("--labels is for models that were trained with labels.")
-        strength = 2.0 if model.learned_prior else 1.0
+        strength = 1.5 if model.learned_prior else 1.0
         conditions = family.labels_of(data, args.labels, n, strength=strength, seed=args.seed)
     samples = vae.sample_images(model, n, conditions, seed=args.seed)
     report.draw_images(model, data, x_hat[:n], samples, args.num_interpolations, out)

@@ -3,7 +3,7 @@
     python figures/prior.py           needs the real data; some five minutes on two CPU cores
 
 Nothing is chosen: every sheet has the first 64 or more samples of seed 0. What it asks for is asked
-for at double strength (see family.labels_of). The nearest training
+for with a strength of 1.5 (see family.labels_of). The nearest training
 images, and how far they are, show whether the samples are copies; figures/prior.json has the
 numbers. What evaluate.py measures stands in checkpoints/*_prior/metrics.json.
 """
@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 import vae_helpers as vae
@@ -43,7 +44,7 @@ def plot_sheet(model: vae.VAE, data: vae.ImageData, temperature: float) -> Figur
     n = PER_ROW[data.name]
     rows = {}
     for text in data.class_names or ASKED:
-        labels = family.labels_of(data, text, n, strength=2.0)
+        labels = family.labels_of(data, text, n, strength=1.5)
         name = text.replace("-", "not ").replace(",", ", ").replace("_", " ")
         rows[name] = vae.sample_images(model, n, labels, seed=0, temperature=temperature)
     title = f"Samples of the learned prior at temperature {temperature:g}: {data.title}"
@@ -110,6 +111,19 @@ def plot_learning(records: dict[str, dict]) -> Figure:
     return figure
 
 
+def morph(model: vae.VAE, images: Tensor) -> list[Image.Image]:
+    """Frames of images (2n, C, H, W): each of the first n becomes one of the others, and back."""
+    mu, _ = vae.encode_images(model, images)
+    start, end = mu.chunk(2)
+    path = vae.interpolate_latents(start, end, 13, "spherical")
+    frames = []
+    for images in vae.decode_images(model, path):
+        pixels = vae.image_grid(images).repeat(2, axis=0).repeat(2, axis=1)
+        frames.append(Image.fromarray(pixels))
+    pause = 5
+    return frames[:1] * pause + frames + frames[-1:] * pause + frames[::-1]
+
+
 def main() -> None:
     records, numbers = {}, {}
     for dataset, folder in MODELS.items():
@@ -122,6 +136,8 @@ def main() -> None:
         save(figure, f"prior_{dataset}_nearest.png")
     faces = vae.sample_images(model, 24, seed=0, temperature=0.8)
     save(vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9), "faces.png")
+    first, *others = morph(model, data.test.images[:10])
+    first.save(HERE / "morph.gif", save_all=True, append_images=others, duration=120, loop=0)
     save(plot_learning(records), "prior_learning.png")
     vae.write_json(HERE / "prior.json", numbers)
 
