@@ -52,7 +52,6 @@ DISTANCES = {
 PRIOR = {
     "CIFAR-10, the assignment's (BCE)": "cifar10_conv",
     "CIFAR-10, `best`": "cifar10_best",
-    "CIFAR-10, `prior`": "cifar10_prior",
     "CelebA, squared error": "celeba_conv",
     "CelebA, `best`": "celeba_best",
     "CelebA, `prior`": "celeba_prior",

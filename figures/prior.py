@@ -2,10 +2,10 @@
 
     python figures/prior.py           needs the real data; some five minutes on two CPU cores
 
-Nothing is chosen: every sheet has the first 64 or more samples of seed 0. What it asks for is asked
-for with a strength of 1.5 (see family.labels_of). The nearest training
-images, and how far they are, show whether the samples are copies; figures/prior.json has the
-numbers. What evaluate.py measures stands in checkpoints/*_prior/metrics.json.
+Nothing is chosen: every sheet has the first 64 or more samples of seed 0, asked for with a strength
+of 1.5 (see family.labels_of). The nearest training images, and how far they are, show whether the
+samples are copies; figures/prior.json has the numbers. What evaluate.py measures stands in
+checkpoints/*_prior/metrics.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 import vae_helpers as vae
 from support import family, metrics, runs
 
-MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
+MODELS = {"celeba": "celeba_prior"}
 ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
          "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
 TEMPERATURES = (1.0, 0.8)
@@ -96,8 +96,10 @@ def nearest_images(model: vae.VAE, data: vae.ImageData) -> tuple[Figure, dict[st
 
 def plot_learning(records: dict[str, dict]) -> Figure:
     """The price of the codes over the second stage, one panel for each model."""
-    figure, axes = plt.subplots(1, len(records), figsize=(9, 3.2), layout="constrained")
-    for ax, record in zip(axes, records.values()):
+    figure, axes = plt.subplots(
+        1, len(records), figsize=(9, 3.2), layout="constrained", squeeze=False
+    )
+    for ax, record in zip(axes[0], records.values()):
         rows = record["history"][record["config"]["epochs"] :]
         epochs = range(1, len(rows) + 1)
         ax.plot(epochs, [row["val_kl_nats"] for row in rows], "o-", label="validation")
@@ -105,8 +107,8 @@ def plot_learning(records: dict[str, dict]) -> Figure:
         ax.set(xlabel="epoch of the second stage", title=record["data"]["title"])
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-    axes[0].set_ylabel("price of the codes, nats per image")
-    axes[0].legend()
+    axes[0, 0].set_ylabel("price of the codes, nats per image")
+    axes[0, 0].legend()
     figure.suptitle("How the prior learns: fewer nats, likelier codes")
     return figure
 
