@@ -113,6 +113,7 @@ def draw(
     if args.labels:
         if not model.config.conditions:
             raise vae.VAEError("--labels is for models that were trained with labels.")
+        # A learned prior follows an attribute too timidly; a cvae was never given more than 1.
         strength = 1.5 if model.learned_prior else 1.0
         conditions = family.labels_of(data, args.labels, n, strength=strength, seed=args.seed)
     samples = vae.sample_images(model, n, conditions, seed=args.seed)
