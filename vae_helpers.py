@@ -28,7 +28,6 @@ Conventions
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -37,7 +36,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,14 +49,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from support.basics import (
+    CheckpointError,
     DatasetUnavailable,  # noqa: F401  notebooks catch it as vae.DatasetUnavailable
     VAEError,
     digest,
     env_flag,
-    first_line,
     import_torchvision,
     progress_bar,
+    refused_if_unreadable,
     write_atomically,
+    write_json,
 )
 from support.datasets import (
     DATASETS,
@@ -66,6 +67,7 @@ from support.datasets import (
     load_dataset,  # noqa: F401  notebooks write vae.load_dataset
 )
 from support.hardware import all_reduce, get_device, precision, processes
+from support.options import checked_value, option
 from support.training_state import TrainingState, resident
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -78,15 +80,6 @@ MODELS: dict[str, type[VAE]] = {}
 
 OF_LEARNED_PRIORS = ("prior_epochs", "prior_width")
 LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
-LARGEST = 2**31 - 1  # PyTorch and its libraries count with 32 bits in places
-
-
-def option(
-    default, help: str, *, choices: Iterable | None = None, low: float = 1, high: float = LARGEST
-):
-    """A field of Config, with the help text that train.py shows and the values that it may have."""
-    limits = {"help": help, "choices": choices, "low": low, "high": high}
-    return field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True)
@@ -177,7 +170,7 @@ class Config:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            self._set(**{f.name: _checked_value(f, getattr(self, f.name))})
+            self._set(**{f.name: checked_value(f, getattr(self, f.name))})
         self._fill_in()
         self._check_combinations()
 
@@ -264,32 +257,6 @@ class Config:
             f"{self.dataset}-{self.arch}-{self.model}-z{self.latent_dim}-beta{self.beta:g}"
             f"-seed{self.seed}-{short_hash}"
         )
-
-
-def _checked_value(f: dataclasses.Field, value):
-    """The value of a field, as plain Python. Raises VAEError when the field cannot have it."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if value is None and f.default is None:
-        return value
-    choices, low, high = (f.metadata[key] for key in ("choices", "low", "high"))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if choices is not None:
-        valid = type(value) in (str, int) and value in choices
-        requirement = f"one of {', '.join(map(str, choices))}"
-    elif f.type.startswith("str"):
-        valid = isinstance(value, str)
-        requirement = "text"
-    else:
-        whole = f.type.startswith("int")
-        valid = number and low <= value <= high and (isinstance(value, int) or not whole)
-        kind = "a whole number" if whole else "a number"
-        requirement = f"{kind} from {low:,} to {high:,}"
-    if not valid:
-        raise VAEError(f"{f.name} must be {requirement}, not {str(value)[:80]!r}.")
-    return value
 
 
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs
@@ -951,10 +918,6 @@ def standard_error(values: Tensor) -> float:
 # ── Checkpoints: model.safetensors and model.json in a run folder ──
 
 
-class CheckpointError(VAEError):
-    """A checkpoint that is missing, damaged, or not for this model."""
-
-
 def save_checkpoint(
     model: VAE, folder: str | os.PathLike, record: dict | None = None, *, half: bool = False
 ) -> Path:
@@ -972,23 +935,6 @@ def save_checkpoint(
     record = {"config": config} | (record or {}) | {"weights_sha256": digest(weights)}
     write_json(folder / "model.json", record)
     return folder
-
-
-def write_json(path: Path, content) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-@contextlib.contextmanager
-def refused_if_unreadable(path: Path) -> Iterator[None]:
-    """Raise CheckpointError for whatever goes wrong with a file that may hold anything."""
-    try:
-        yield
-    except Exception as err:
-        raise CheckpointError(
-            f"{path} is missing, damaged or not of this run ({first_line(err)}): copy the whole "
-            "run folder again, or train again."
-        ) from None
 
 
 def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
@@ -21,6 +23,10 @@ class VAEError(ValueError):
 
 class DatasetUnavailable(VAEError):
     """The images are missing and could not be downloaded; the message says what was tried."""
+
+
+class CheckpointError(VAEError):
+    """A checkpoint that is missing, damaged, or not for this model."""
 
 
 def env_flag(name: str) -> bool:
@@ -63,6 +69,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(first_line(error)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+@contextlib.contextmanager
+def refused_if_unreadable(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for whatever goes wrong with a file that may hold anything."""
+    try:
+        yield
+    except Exception as err:
+        raise CheckpointError(
+            f"{path} is missing, damaged or not of this run ({first_line(err)}): copy the whole "
+            "run folder again, or train again."
+        ) from None
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
