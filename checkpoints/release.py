@@ -26,6 +26,7 @@ MEASURED = (
     "cifar10_conv",
     "cifar10_conv_sigma",
     "cifar10_best",
+    "cifar10_prior",
     "celeba_conv",
     "celeba_best",
     "celeba_prior",
@@ -56,6 +57,7 @@ def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, va
     configs["celeba_conv"] = vae.config_for(faces, likelihood="squared_error", epochs=25)
     configs["celeba_best"] = vae.config_for(faces, **vae.PRESETS["best"], epochs=15)
     prior = vae.PRESETS["prior"]
+    configs["cifar10_prior"] = vae.config_for(cifar, **prior, epochs=5, prior_epochs=5)
     configs["celeba_prior"] = vae.config_for(faces, **prior, epochs=15, prior_epochs=25)
     return configs
 

@@ -24,7 +24,7 @@ from torch import Tensor
 import vae_helpers as vae
 from support import family, metrics, runs
 
-MODELS = {"celeba": "celeba_prior"}
+MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
 ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
          "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
 TEMPERATURES = (1.0, 0.8)
