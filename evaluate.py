@@ -157,7 +157,7 @@ def measure(
         return parts
     if model.has_price:
         parts["likelihood"] = report.likelihood(model, data, seed)
-    net = metrics.load_feature_net()
+    net = metrics.load_feature_net(data.name)
     if len(images) >= 2 and not model.learned_prior:
         parts["smoothness"] = report.smoothness(model, data, net, seed)
     if data.name == "shapes" and not (model.learned_prior or model.conditional):

@@ -1,10 +1,11 @@
-"""Train and measure every change to the plain VAE, alone and together, on CIFAR-10.
+"""What each choice is worth, on CIFAR-10: changes to the plain VAE, networks, and grids of codes.
 
     python checkpoints/ablation.py              what is missing is trained: hours on a CPU
     python checkpoints/ablation.py --seeds 0 --only "calibrated σ" best
 
 Finished runs in runs/ are used again, so it can be stopped and started at will. Writes
-checkpoints/ablation.json, the source of a table in docs/results.md.
+checkpoints/ablation.json, the source of three tables in docs/results.md. The grids of codes are
+trained for three epochs, with one seed and without a prior, so they have no samples.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from release import FC_WIDTHS
 from torch import Tensor
 
 import vae_helpers as vae
@@ -32,18 +34,42 @@ ALONE = {
     "KL warm-up, 3 epochs": {"kl_warmup": 3},
 }
 BEST = vae.PRESETS["best"]  # all of the above but the warm-up
-VARIANTS = {
+CHANGES = {
     "the assignment's VAE": {},
     **ALONE,
     "best": BEST,
     "best without residual blocks": {**BEST, "residual": 0},
 }
+NETWORKS = {
+    "the assignment's VAE": {},
+    "fully connected, same size": {"arch": "fc", "width": FC_WIDTHS["cifar10_fc"]},
+    "fully connected, three times the size": {"arch": "fc", "width": FC_WIDTHS["cifar10_fc3x"]},
+}
+# The code of the preset "prior", 8x8 places with 16 numbers, and one change at a time.
+CODE = {**vae.PRESETS["prior"], "epochs": 3, "prior_epochs": 0}
+CODES = {
+    "the preset's code": CODE,
+    "β = 1": {**CODE, "beta": 1.0},
+    "β = 4": {**CODE, "beta": 4.0},
+    "8 numbers": {**CODE, "latent_dim": 8},
+    "32 numbers": {**CODE, "latent_dim": 32},
+    "16x16 places, 4 numbers": {**CODE, "depth": 1, "latent_dim": 4},
+    "no mirrored images": {**CODE, "flip": "none"},
+    "no residual blocks": {**CODE, "residual": 0},
+    "a codebook of 512": {**CODE, "model": "vq_vae", "latent_dim": 64, "beta": None},
+}
+KINDS = {"changes": CHANGES, "networks": NETWORKS, "codes": CODES}
+VARIANTS = CHANGES | NETWORKS | CODES
 
 
 def measure(run: runs.Run, data: vae.ImageData, net: metrics.FeatureNet, real: Tensor) -> dict:
     """Test numbers of one run, units in the keys; ffd_* are Fréchet feature distances."""
     test = data.test.images
-    sets = metrics.picture_sets(run.model, data, len(test))
+    if run.model.learned_prior:  # it is trained without its prior here
+        mu, _ = vae.encode_images(run.model, test)
+        sets = {"reconstructions": vae.decode_images(run.model, mu)}
+    else:
+        sets = metrics.picture_sets(run.model, data, len(test))
     bits = metrics.bits_per_dim(run.model, test, data.val.images[:1000])
     result = vae.evaluate(run.model, test)
     result |= metrics.picture_metrics(sets["reconstructions"], test)
@@ -92,7 +118,7 @@ def main() -> None:
     real = metrics.image_features(data.test.images, net)
     for seed in args.seeds:  # all variants with one seed first: the picture is there early
         for name in args.only:
-            if str(seed) in results.get(name, {}):
+            if str(seed) in results.get(name, {}) or (seed and name in CODES):
                 continue
             run = runs.load_or_train(vae.config_for(data, **VARIANTS[name], seed=seed), data)
             results.setdefault(name, {})[str(seed)] = measure(run, data, net, real)
@@ -101,6 +127,7 @@ def main() -> None:
                 "fingerprint": data.fingerprint,
                 "test_images": len(data.test.images),
                 "command": "python checkpoints/ablation.py",
+                "kinds": {kind: list(rows) for kind, rows in KINDS.items()},
                 "variants": VARIANTS,
                 "results": results,
             }

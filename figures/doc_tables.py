@@ -52,6 +52,7 @@ DISTANCES = {
 PRIOR = {
     "CIFAR-10, the assignment's (BCE)": "cifar10_conv",
     "CIFAR-10, `best`": "cifar10_best",
+    "CIFAR-10, `prior`": "cifar10_prior",
     "CelebA, squared error": "celeba_conv",
     "CelebA, `best`": "celeba_best",
     "CelebA, `prior`": "celeba_prior",
@@ -186,18 +187,40 @@ def prior() -> str:
     return vae.markdown_table(rows)
 
 
-def ablation() -> str:
-    """Without samples of the mixture, which were drawn with another sampler than today's."""
-    columns = {"KL (nats)": ("kl_nats", 1), "MSE": ("mse", 4), "bits/dim": ("bits_per_dim", 2)}
-    columns |= {title: (key, 0) for title, key in DISTANCES.items()}
-    del columns["real (floor)"], columns["samples, mixture"]
+def of_ablation(kind: str, first: str, columns: dict[str, tuple[str, int]]) -> str:
+    """The rows of one kind that checkpoints/ablation.py has measured."""
+    measured = read_json("checkpoints/ablation.json")
     rows = []
-    for name, by_seed in read_json("checkpoints/ablation.json")["results"].items():
-        seeds = list(by_seed.values())
-        row = {"change": name, "seeds": str(len(seeds))}
+    for name in measured["kinds"][kind]:
+        if name not in measured["results"]:
+            continue
+        seeds = list(measured["results"][name].values())
+        row = {first: name, "seeds": str(len(seeds))}
         row["parameters"] = f"{seeds[0]['parameters']:,}"
         rows.append(row | over_seeds(seeds, columns))
     return vae.markdown_table(rows)
+
+
+OF_CODES = {"KL (nats)": ("kl_nats", 1), "MSE": ("mse", 4), "bits/dim": ("bits_per_dim", 2)}
+OF_PICTURES = {title: (key, 0) for title, key in DISTANCES.items() if "real" not in title}
+
+
+def ablation() -> str:
+    """Without samples of the mixture, which were drawn with another sampler than today's."""
+    columns = OF_CODES | OF_PICTURES
+    del columns["samples, mixture"]
+    return of_ablation("changes", "change", columns)
+
+
+def networks() -> str:
+    columns = {title: OF_PICTURES[title] for title in ("reconstructions", "samples, prior")}
+    return of_ablation("networks", "model", columns)
+
+
+def codes() -> str:
+    """Without samples: these models have no prior yet."""
+    columns = OF_CODES | {"reconstructions": OF_PICTURES["reconstructions"]}
+    return of_ablation("codes", "grid of codes", columns)
 
 
 # ── docs/models.md ──────────────────────────────────────────────────────────────────────────────
@@ -376,6 +399,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality,
     "prior": prior,
     "ablation": ablation,
+    "networks": networks,
+    "codes": codes,
     "fashion": fashion,
     "other_data": other_data,
     "attributes": attributes,

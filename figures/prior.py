@@ -73,7 +73,7 @@ def nearest_images(model: vae.VAE, data: vae.ImageData) -> tuple[Figure, dict[st
     Training images count mirrored, too. The numbers: the median distance of samples from their
     nearest training image, and that of reconstructed test images, which are no copies.
     """
-    net = metrics.load_feature_net()
+    net = metrics.load_feature_net(data.name)
     train = torch.cat([data.train.images, data.train.images.flip(3)])
     test, labels = data.test.images[:COMPARED], data.test.labels[:COMPARED]
     mu, _ = vae.encode_images(model, test, labels)

@@ -1,6 +1,7 @@
 """Features of images, and the Fréchet distance of two sets of them.
 
-FeatureNet is our own small network; Inception is the one of the FID, for those who have it.
+FeatureNet is our own small network, trained once on CIFAR-10 and once on faces; Inception is the
+one of the FID, for those who have it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import vae_helpers as vae
 from support.basics import digest, first_line, import_torchvision
 
-RELEASED = Path(__file__).resolve().parent.parent / "checkpoints/features/features.safetensors"
+RELEASED = Path(__file__).resolve().parent.parent / "checkpoints/features"
 
 
 def torchmetrics_package():
@@ -29,17 +30,17 @@ def torchmetrics_package():
 
 
 class FeatureNet(nn.Module):
-    """A small classifier whose inner activations tell images apart.
+    """A small network whose inner activations tell images apart.
 
     Four 3x3 convolutions. The features of an image are the mean activations of all four, from
     edges and texture to classes (the last layer alone is nearly blind to blur), each divided by
-    its standard deviation over real training images (scale). It was trained on CIFAR-10 by
-    `python checkpoints/features.py` and takes images of any size.
+    its standard deviation over real training images (scale). It learned the classes of CIFAR-10,
+    or the attributes of faces, by `python checkpoints/features.py`, and takes images of any size.
     """
 
     WIDTHS = (16, 64, 128, 256)
 
-    def __init__(self, classes: int = 10):
+    def __init__(self, outputs: int):
         super().__init__()
         self.stages = nn.ModuleList()
         channels = 3
@@ -53,7 +54,7 @@ class FeatureNet(nn.Module):
                 )
             )
             channels = width
-        self.head = nn.Linear(channels, classes)
+        self.head = nn.Linear(channels, outputs)
         self.register_buffer("scale", torch.ones(sum(self.WIDTHS)))
 
     def activations(self, x: Tensor) -> list[Tensor]:
@@ -66,7 +67,7 @@ class FeatureNet(nn.Module):
         return means
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits (N, 10)."""
+        """Logits of the classes or attributes, (N, outputs)."""
         return self.head(self.activations(x)[-1])
 
     def features(self, x: Tensor) -> Tensor:
@@ -74,19 +75,25 @@ class FeatureNet(nn.Module):
         return torch.cat(self.activations(x), dim=1) / self.scale
 
 
-def load_feature_net() -> FeatureNet:
-    """The released FeatureNet on get_device(). Raises CheckpointError if missing or damaged."""
+def load_feature_net(dataset: str = "cifar10") -> FeatureNet:
+    """The released FeatureNet that fits a data set, on get_device().
+
+    celeba has one of its own, which learned the attributes of faces. All others share the one that
+    learned the classes of CIFAR-10. Raises CheckpointError if it is missing or damaged.
+    """
+    name = "celeba" if dataset == "celeba" else "cifar10"
+    path = RELEASED / f"{name}.safetensors"
     try:
-        weights = safetensors.torch.load_file(RELEASED)
-        record = json.loads(RELEASED.with_suffix(".json").read_text())
+        weights = safetensors.torch.load_file(path)
+        record = json.loads(path.with_suffix(".json").read_text())
         if digest(weights) != record["weights_sha256"]:
-            raise ValueError("its checksum is not the one in features.json")
+            raise ValueError(f"its checksum is not the one in {name}.json")
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise vae.CheckpointError(
-            f"{RELEASED} is missing or damaged ({first_line(error)}): copy it again, or make it "
-            "with python checkpoints/features.py."
+            f"{path} is missing or damaged ({first_line(error)}): copy it again, or make it "
+            f"with python checkpoints/features.py {name}."
         ) from None
-    net = FeatureNet()
+    net = FeatureNet(len(weights["head.bias"]))
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     net.eval().requires_grad_(False)
     return net.to(vae.get_device(), memory_format=torch.channels_last)

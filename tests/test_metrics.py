@@ -190,14 +190,14 @@ def test_the_released_feature_net_takes_uint8_and_float_grey_and_colour_of_any_s
 
 @pytest.mark.parametrize("content", [None, b"", b"no weights", "others"], ids=str)
 def test_a_damaged_feature_net_is_refused_in_one_sentence(tmp_path, monkeypatch, content):
-    path = tmp_path / "features.safetensors"
+    path = tmp_path / "cifar10.safetensors"
     path.with_suffix(".json").write_text('{"weights_sha256": "of the released ones"}')
     if content == "others":
-        safetensors.torch.save_file(metrics.FeatureNet().state_dict(), path)
+        safetensors.torch.save_file(metrics.FeatureNet(10).state_dict(), path)
     elif content is not None:
         path.write_bytes(content)
-    monkeypatch.setattr(features, "RELEASED", path)
-    with pytest.raises(vae.CheckpointError, match=r"damaged .*features\.py\.$") as caught:
+    monkeypatch.setattr(features, "RELEASED", tmp_path)
+    with pytest.raises(vae.CheckpointError, match=r"damaged .*features\.py cifar10\.$") as caught:
         metrics.load_feature_net()
     assert "\n" not in str(caught.value)
 
