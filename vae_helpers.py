@@ -726,7 +726,8 @@ def fit(
         for epoch in range(len(history) + 1, last + 1):
             losses = train_epoch(state, images, conditions, epoch, progress)
             state.swap_average()
-            calibrate(model, data.train)
+            if number == 0:  # in a second stage the decoder stands still
+                calibrate(model, data.train)
             losses |= validate(model, data.val)
             for split in ("train", "val"):
                 weighted_kl = config.beta * losses[f"{split}_kl_nats"]

@@ -124,7 +124,7 @@ def train_and_measure(name: str) -> tuple[str, dict | None]:
 
 def measure(run: runs.Run, data: vae.ImageData) -> dict:
     """Test numbers, units in the keys; ffd_* are Fréchet feature distances to test images."""
-    model, net = run.model, metrics.load_feature_net(data.name)
+    model, net = run.model, metrics.load_feature_net()
     n = min(SAMPLES, len(data.test.images))
     images, labels = data.test.images[:n], data.test.labels[:n]
     mu, _ = vae.encode_images(model, images, labels)
