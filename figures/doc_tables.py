@@ -187,6 +187,17 @@ def prior() -> str:
     return vae.markdown_table(rows)
 
 
+def short_quality() -> str:
+    """The table of README.md: samples of the model's own prior, fixed or learned."""
+    rows = {title: read_metrics(folder) for title, folder in PRIOR.items()}
+    return table("model", rows, {
+        "MSE": "{pictures[mse]:.4f}",
+        "bits/dim": "{likelihood[bits_per_dim]:.2f}",
+        "distance of reconstructions": "{frechet[ffd_reconstructions]:,.0f}",
+        "distance of samples": "{frechet[ffd_samples_prior]:,.0f}",
+    })  # fmt: skip
+
+
 def of_ablation(kind: str, first: str, columns: dict[str, tuple[str, int]]) -> str:
     """The rows of one kind that checkpoints/ablation.py has measured."""
     measured = read_json("checkpoints/ablation.json")
@@ -397,6 +408,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "short_results": short_results,
     "results": results,
     "quality": quality,
+    "short_quality": short_quality,
     "prior": prior,
     "ablation": ablation,
     "networks": networks,
