@@ -51,7 +51,8 @@ def sources(text: str) -> list:
         theory[f"mismatch of {name}"] = doc_tables.read_record(name)["test"]["kl_nats"] - index
     theory["index"] = index
     about = round(theory["q1_kl_term"]["β = 0"]["variance_ratio"], -3)
-    features = doc_tables.read_json("checkpoints/features/cifar10.json")
+    folder = "checkpoints/features"
+    features = [doc_tables.read_json(f"{folder}/{name}.json") for name in ("cifar10", "celeba")]
     return {
         "README.md": task1,
         "docs/results.md": [task1, tests, features, bounds],
