@@ -332,7 +332,7 @@ def explore_dimensions(
     has a learned prior.
     """
     _need_continuous_codes(model)
-    posterior = vae.aggregate_posterior(model, data.test.images[:500])
+    posterior = vae.aggregate_posterior(model, data.test.images[:1000])
     norms = posterior.mu.norm(dim=1)
     kl = posterior.kl_nats
     importance = kl if kl.any() else posterior.std  # codes of an autoencoder have no KL
