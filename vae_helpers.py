@@ -1444,8 +1444,9 @@ def plot_curves(
         ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
         ax.axhline(value, color="grey", ls=":", lw=1.5)
-        place = {"xy": (0.02, value), "xycoords": ("axes fraction", "data"), "va": "bottom"}
-        ax.annotate(name, color="dimgrey", **place)
+        place = {"xy": (0.5, value), "xycoords": ("axes fraction", "data")}
+        background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        ax.annotate(name, color="dimgrey", ha="center", va="top", bbox=background, **place)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(y=0.15)
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # what is shown here is never negative
