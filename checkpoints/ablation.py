@@ -50,13 +50,9 @@ CODE = {**vae.PRESETS["prior"], "epochs": 3, "prior_epochs": 0}
 CODES = {
     "the preset's code": CODE,
     "β = 1": {**CODE, "beta": 1.0},
-    "β = 4": {**CODE, "beta": 4.0},
     "8 numbers": {**CODE, "latent_dim": 8},
-    "32 numbers": {**CODE, "latent_dim": 32},
     "16x16 places, 4 numbers": {**CODE, "depth": 1, "latent_dim": 4},
     "no mirrored images": {**CODE, "flip": "none"},
-    "no residual blocks": {**CODE, "residual": 0},
-    "a codebook of 512": {**CODE, "model": "vq_vae", "latent_dim": 64, "beta": None},
 }
 KINDS = {"changes": CHANGES, "networks": NETWORKS, "codes": CODES}
 VARIANTS = CHANGES | NETWORKS | CODES

@@ -24,7 +24,7 @@ import vae_helpers as vae
 from support import metrics, runs
 from support.basics import digest, progress_bar
 
-EPOCHS = {"cifar10": 10, "celeba": 20}
+EPOCHS = {"cifar10": 10, "celeba": 12}
 BATCH, PEAK_LR, SEED = 128, 5e-3, 0
 
 

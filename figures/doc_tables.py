@@ -187,6 +187,17 @@ def prior() -> str:
     return vae.markdown_table(rows)
 
 
+def short_quality() -> str:
+    """The table of README.md: samples of the model's own prior, fixed or learned."""
+    rows = {title: read_metrics(folder) for title, folder in PRIOR.items()}
+    return table("model", rows, {
+        "MSE": "{pictures[mse]:.4f}",
+        "bits/dim": "{likelihood[bits_per_dim]:.2f}",
+        "distance of reconstructions": "{frechet[ffd_reconstructions]:,.0f}",
+        "distance of samples": "{frechet[ffd_samples_prior]:,.0f}",
+    })  # fmt: skip
+
+
 def of_ablation(kind: str, first: str, columns: dict[str, tuple[str, int]]) -> str:
     """The rows of one kind that checkpoints/ablation.py has measured."""
     measured = read_json("checkpoints/ablation.json")
@@ -338,23 +349,31 @@ def with_records(measured: dict[str, dict], folders: dict[str, str]) -> dict[str
 
 
 def kl_term() -> str:
-    return compare(with_records(theory("q1_kl_term"), BETAS), {
+    models = with_records(theory("q1"), BETAS)
+    for numbers in models.values():
+        numbers["mismatch_nats"] = numbers["kl_nats"] - numbers["index_nats"]
+    return compare(models, {
         "reconstruction (nats)": "{reconstruction_nats:,.1f}",
         "KL (nats)": "{kl_nats:,.1f}",
+        "… information about which of the 10,000 images it is": "{index_nats:.1f}",
+        "… the rest: all codes against the prior": "{mismatch_nats:,.1f}",
         "total = negative ELBO (nats)": "{total_nats:,.1f}",
-        "mean distance of a code from the origin (prior: 11.3)": "{code_norm:.1f}",
-        "mean spread of the codes per dimension (prior: 1)": "{code_std:.2f}",
-        "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
         "noise in the code, mean σ": "{sigma:.4f}",
+        "MSE of decoded means": "{mse:.4f}",
+        "MSE of decoded samples of q(z given x)": "{sample_mse:.4f}",
+        "mean distance of a code from the origin (prior: 11.3)": "{code_norm:.1f}",
+        "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
         "variance of the codes, largest and smallest over all directions (prior: 1)":
             "{variance_max:.1f} and {variance_min:#.2g}",
         "KL between a Gaussian fitted to the codes and the prior (nats)": "{fit_kl_nats:.1f}",
+        "draws of the prior inside a cloud of one of 45,000 training images":
+            "{draws_in_clouds:.1%}",
     })  # fmt: skip
 
 
 def gradients() -> str:
     rows = {}
-    for name, numbers in theory("q2_gradient")["estimators"].items():
+    for name, numbers in theory("q2")["estimators"].items():
         rows[name] = {key: with_two_digits(value) for key, value in numbers.items()}
     columns = {"variance": "{variance}", "times the pathwise one": "{times_pathwise}"}
     return table("estimator", rows, columns)
@@ -366,7 +385,7 @@ def with_two_digits(value: float) -> str:
 
 
 def fixed_codes() -> str:
-    numbers = theory("q3_fixed_codes")
+    numbers = theory("q3")
     models = {name: numbers[name] for name in AUTOENCODER_AND_VAE}
     real = numbers["real images"]["contrast"]
     return compare(with_records(models, AUTOENCODER_AND_VAE), {
@@ -380,14 +399,28 @@ def fixed_codes() -> str:
     })  # fmt: skip
 
 
+def plane() -> str:
+    return compare(theory("plane"), {
+        "MSE of reconstructions": "{mse:.4f}",
+        "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
+        "distance of the farthest code from the origin": "{farthest:.1f}",
+        "codes in the square, which holds 99.5% of the prior": "{in_square:.1%}",
+    })  # fmt: skip
+
+
 def smooth_space() -> str:
-    return compare(theory("q4_smooth_space"), {
+    return compare(theory("q4"), {
         "width of the clouds, mean σ": "{sigma:.4f}",
-        "unevenness of the steps": "{unevenness:.3f}",
-        "change of the picture for a random step of length 1 (RMS)": "{unit_step:.4f}",
-        "contrast at the ends": "{end_contrast:.3f}",
-        "contrast at the middle": "{middle_contrast:.3f}",
+        "usual distance of a sample from its mean": "{radius:.3g}",
+        "distance from the origin: means": "{mu_norm:.1f}",
+        "distance from the origin: samples": "{z_norm:.1f}",
+        "change of the picture for a random step of length 1 (RMS), from means":
+            "{step_from_mu:.4f}",
+        "the same from samples": "{step_from_z:.4f}",
+        "unevenness of the steps on a straight line": "{unevenness:.3f}",
+        "contrast of the reconstructions": "{end_contrast:.3f}",
         "distance of the nearest cloud, $D_B$": "{nearest_cloud:,.1f}",
+        "information about which of 45,000 images it is (at most 10.7 nats)": "{index_nats:.1f}",
     })  # fmt: skip
 
 
@@ -397,6 +430,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "short_results": short_results,
     "results": results,
     "quality": quality,
+    "short_quality": short_quality,
     "prior": prior,
     "ablation": ablation,
     "networks": networks,
@@ -411,6 +445,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kl_term": kl_term,
     "gradients": gradients,
     "fixed_codes": fixed_codes,
+    "plane": plane,
     "smooth_space": smooth_space,
 }
 

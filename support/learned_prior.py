@@ -181,9 +181,13 @@ class MixturePrior(CausalTransformer):
         return -self.mixture(h).log_prob(codes.float())
 
     def draw(self, h: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """temperature: below 1 a code is nearer to the mean of its component."""
+        """temperature: below 1 likely components come oftener, and codes are nearer to their means.
+
+        The weights and each Gaussian are raised to the power 1 / temperature^2, which makes a
+        Gaussian narrower by the factor temperature.
+        """
         mixture = self.mixture(h[:, 0])
-        weights = mixture.mixture_distribution.probs
+        weights = (mixture.mixture_distribution.logits / temperature**2).softmax(1)
         component = torch.multinomial(weights, 1, generator=generator)[:, 0]
         normal = mixture.component_distribution.base_dist
         rows = torch.arange(len(h), device=h.device)

@@ -186,13 +186,19 @@ def test_a_low_temperature_draws_what_is_likeliest():
     assert not torch.equal(prior.sample(20, of_seed(1)), likeliest)
 
 
-def test_a_low_temperature_draws_the_means_of_the_components():
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1e-3])
+def test_temperature_sharpens_weights_and_gaussians_alike(temperature):
     prior = mixture_prior(1, 3)
-    z = prior.sample(500, of_seed(0), temperature=1e-6)[:, 0]
-    h = prior.read(z[:1, None])
-    means = prior.mixture(h).component_distribution.base_dist.mean[0, 0]
-    distances = (z[:, None] - means).abs().amax(2)
-    assert distances.amin(1).max() < 1e-3
+    z = prior.sample(20_000, of_seed(0), temperature=temperature)[:, 0]
+    mixture = prior.mixture(prior.read(z[:1, None]))
+    logits = mixture.mixture_distribution.logits[0, 0].double()
+    normal = mixture.component_distribution.base_dist
+    mean, scale = normal.mean[0, 0].double(), normal.stddev[0, 0].double() * temperature
+    weights = (logits / temperature**2).softmax(0)[:, None]
+    expected = (weights * mean).sum(0)
+    variance = (weights * (scale.square() + mean.square())).sum(0) - expected.square()
+    torch.testing.assert_close(z.mean(0).double(), expected, atol=0.04, rtol=0)
+    torch.testing.assert_close(z.var(0).double(), variance, atol=0.06, rtol=0.05)
 
 
 # ── Training ────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,357 @@
+"""What theory_answers.md shows and measures: one function for each of its questions.
+
+Each gives its figures by name, and the numbers that figures/make.py writes to theory.json.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from torch import Tensor
+
+import vae_helpers as vae
+from support import metrics, runs
+
+PAIR = (12, 37)  # the test images that are interpolated
+SHOWN = 8  # images in a row
+Answer = tuple[dict[str, Figure], dict]  # file name → figure, and what was measured
+
+
+# ── Questions 1 and 3: where the codes lie ──────────────────────────────────────────────────────
+
+
+def squared_distances(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """Sums of ((z - mu) / sigma)^2: of each z (n, D) in each cloud mu, logvar (N, D), (n, N)."""
+    precision = (-logvar).exp()
+    # The square is multiplied out, so that matrix products do the work.
+    products = z.square() @ precision.T - 2 * z @ (mu * precision).T
+    return products + (mu.square() * precision).sum(1)
+
+
+def index_information(mu: Tensor, logvar: Tensor, n: int = 1000) -> float:
+    """Mutual information, in nats, of a code and the index of its image among N images.
+
+    E[log q(z|x) - log q(z)], where q(z) is the mean of the clouds (N, D) of all the images
+    (Hoffman & Johnson 2016): at most log N. The mean over one z for each of the first n images.
+    """
+    mu, logvar = mu.double(), logvar.double()
+    noise = torch.randn(n, mu.shape[1], generator=torch.Generator().manual_seed(0)).double()
+    z = vae.reparameterize(mu[:n], logvar[:n], noise)
+    information = []
+    for first in range(0, n, 100):
+        # Of log N(z; mu, sigma^2) the constant is left out, which all clouds share.
+        distances = squared_distances(z[first : first + 100], mu, logvar)
+        log_q = -0.5 * (distances + logvar.sum(1))
+        own = log_q.diagonal(first)
+        information.append(own - log_q.logsumexp(1) + math.log(len(mu)))
+    return torch.cat(information).mean().item()
+
+
+def share_in_clouds(z: Tensor, mu: Tensor, logvar: Tensor) -> float:
+    """Which share of z (n, D) lies inside a cloud: among the nearest 95% of its own samples."""
+    limit = vae.sample_latents(10_000, z.shape[1]).square().sum(1).quantile(0.95)
+    z, mu, logvar = z.double(), mu.double(), logvar.double()
+    nearest = [squared_distances(part, mu, logvar).amin(1) for part in z.split(100)]
+    return (torch.cat(nearest) < limit).double().mean().item()
+
+
+def where_codes_lie(model: vae.VAE, images: Tensor) -> dict[str, float]:
+    """The codes z ~ q(z|x) of images against N(0, I)."""
+    _, logvar = vae.encode_images(model, images)
+    q = vae.aggregate_posterior(model, images)
+    return metrics.gaussian_gap(q.z) | {
+        "sigma": (0.5 * logvar).exp().mean().item(),
+        "code_norm": q.norms.mean().item(),
+        "code_std": q.std.mean().item(),
+    }
+
+
+def question_1(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
+    """What decodes from means, from samples of q(z|x), and from the prior."""
+    images, numbers = data.test.images, {}
+    rows = {"test images": images[:SHOWN]}
+    for name in ("β = 0", "β = 1"):
+        model = models[name]
+        mu, logvar = vae.encode_images(model, images)
+        z = vae.sample_codes(model, images)
+        rows[f"{name},  z = μ(x)"] = vae.decode_images(model, mu[:SHOWN])
+        rows[f"{name},  z ~ q(z|x)"] = vae.decode_images(model, z[:SHOWN])
+        rows[f"{name},  z ~ N(0, I)"] = vae.sample_images(model, SHOWN, seed=0)
+        error = (vae.decode_images(model, z) - vae.as_unit(images)).square().mean().item()
+        draws = vae.sample_latents(1000, model.latent_size, seed=0)
+        numbers[name] = where_codes_lie(model, images) | {
+            "draws_in_clouds": share_in_clouds(draws, *vae.encode_images(model, data.train.images)),
+            "index_nats": index_information(mu, logvar),
+            "sample_mse": error,
+        }
+    title = f"Q1 · Without a KL term, draws of the prior decode to noise: {data.title}"
+    return {"theory_q1_samples.png": vae.plot_rows(rows, title)}, numbers
+
+
+# ── Question 2: two estimators of one gradient ──────────────────────────────────────────────────
+
+
+def gradient_estimates(model: vae.VAE, image: Tensor, draws: int) -> dict[str, Tensor]:
+    """Single-sample estimates of d/dmu E_q[reconstruction] of one image, each (draws, D).
+
+    Pathwise: differentiate through z = mu + sigma * eps (Kingma & Welling 2014, section 2.4).
+    Score function: reconstruction * d log q(z|x) / dmu = reconstruction * (z - mu) / sigma^2
+    (Williams 1992), also with the mean reconstruction subtracted as a baseline.
+    """
+    x = vae.to_input(image[None].to(model.device), model.config)
+    with torch.no_grad():
+        mu, logvar = model.encode(x)
+    sigma = (0.5 * logvar).exp()
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.randn(draws, mu.shape[1], generator=generator).to(model.device)
+    values, slopes = [], []
+    for part in eps.split(500):
+        z = (mu + sigma * part).requires_grad_()
+        copies = x.expand(len(part), -1, -1, -1)
+        nats = vae.reconstruction_nats(model.decode_raw(z), copies, model.config.likelihood)
+        slopes.append(torch.autograd.grad(nats.sum(), z)[0])  # dz/dmu = 1
+        values.append(nats.detach())
+    value = torch.cat(values)[:, None]
+    score = eps / sigma
+    return {
+        "pathwise (reparameterised)": torch.cat(slopes),
+        "score function with baseline": (value - value.mean()) * score,
+        "score function": value * score,
+    }
+
+
+def question_2(model: vae.VAE, images: Tensor, draws: int = 4000) -> Answer:
+    """Variances, summed over the components of mu; means over the images."""
+    variances: dict[str, list[float]] = {}
+    cosines = []
+    for image in images:
+        estimates = gradient_estimates(model, image, draws)
+        for name, samples in estimates.items():
+            variances.setdefault(name, []).append(samples.var(0).sum().item())
+        pathwise, with_baseline, _ = (samples.mean(0) for samples in estimates.values())
+        cosines.append(F.cosine_similarity(pathwise, with_baseline, dim=0).item())
+    means = {name: sum(values) / len(values) for name, values in variances.items()}
+    smallest = means["pathwise (reparameterised)"]
+    estimators = {}
+    for name, mean in means.items():
+        estimators[name] = {"variance": mean, "times_pathwise": mean / smallest}
+    cosine = sum(cosines) / len(cosines)
+    numbers = {"images": len(images), "draws": draws, "cosine": cosine, "estimators": estimators}
+    return {"theory_q2_graphs.png": plot_graphs()}, numbers
+
+
+def plot_graphs() -> Figure:
+    """The computation graph with a random node on the way, and with the noise as an input."""
+    figure, axes = plt.subplots(
+        2, 1, figsize=(10, 4.6), height_ratios=(0.95, 1.57), layout="constrained"
+    )
+    draw_graph(axes[0], "z ~ N(μ, σ²)", "z is drawn: a draw has no derivative, the gradient stops")
+    draw_graph(axes[1], "z = μ + σ ε", "z is computed: the gradient flows on to the encoder")
+    draw_node(axes[1], (3, 0.85), "ε ~ N(0, I)", random=True)
+    axes[1].annotate("", (3, 0.24), (3, 0.61), arrowprops=ARROW)
+    figure.suptitle(
+        "Q2 · The noise as an input leaves a way back for the gradient", x=0.01, ha="left"
+    )
+    return figure
+
+
+ARROW = {"arrowstyle": "-|>", "lw": 2, "color": "black", "mutation_scale": 16}
+
+
+def draw_node(ax: Axes, centre: tuple[float, float], name: str, random: bool = False) -> None:
+    """What is random is an ellipse, what is computed is a rectangle."""
+    x, y = centre
+    if random:
+        shape = Ellipse(centre, 0.8, 0.48, facecolor="lightyellow", edgecolor="black")
+    else:
+        shape = plt.Rectangle((x - 0.36, y - 0.2), 0.72, 0.4, facecolor="white", edgecolor="black")
+    ax.add_patch(shape)
+    ax.text(x, y, name, ha="center", va="center")
+
+
+def draw_graph(ax: Axes, z: str, title: str) -> None:
+    """x → encoder → (μ, σ) → z → decoder → f(z), and the way of the gradient back."""
+    drawn = "~" in z
+    for place, name in enumerate(("x", "encoder φ", "μ, σ", z, "decoder θ", "f(z)")):
+        draw_node(ax, (place, 0), name, random=drawn and place == 3)
+    for gap in range(5):
+        left, right = gap + 0.4, gap + 0.6
+        ax.annotate("", (right + 0.02, 0.09), (left - 0.02, 0.09), arrowprops=ARROW)
+        if gap >= (3 if drawn else 1):
+            back = ARROW | {"color": "C1"}
+            ax.annotate("", (left - 0.02, -0.09), (right + 0.02, -0.09), arrowprops=back)
+    if drawn:
+        ax.plot(2.5, -0.13, "x", color="C1", markersize=12, markeredgewidth=3)
+    ax.text(4.5, 0.3, "forward", ha="center", va="center")
+    ax.text(4.5, -0.32, "gradient", color="C1", ha="center", va="center")
+    ax.set(xlim=(-0.42, 5.42), ylim=(-0.45, 0.5 if drawn else 1.12), title=title)
+    ax.axis("off")
+
+
+# ── Question 3: an autoencoder and a VAE, in 128 dimensions and in two ──────────────────────────
+
+KINDS = {
+    "tops": ("T-shirt/top", "Pullover", "Coat", "Shirt"),
+    "trousers": ("Trouser",),
+    "dresses": ("Dress",),
+    "sandals, sneakers": ("Sandal", "Sneaker"),
+    "boots": ("Ankle boot",),
+    "bags": ("Bag",),
+}
+SQUARE = 3.0  # the square from -3 to 3 in both coordinates holds 99.5% of N(0, I)
+
+
+def question_3(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
+    z = vae.sample_latents(SHOWN, models["VAE"].latent_size, seed=0)
+    title = f"Q3 · The same draws of N(0, I): speckled patches or soft blobs: {data.title}"
+    figures = {"theory_q3_samples.png": vae.plot_samples(models, z, title)}
+    numbers = {"real images": {"contrast": vae.contrast(data.test.images).mean().item()}}
+    for name, model in models.items():
+        codes = where_codes_lie(model, data.test.images)
+        quoted = ("mean_norm", "code_std", "variance_max", "directions")
+        numbers[name] = {key: codes[key] for key in quoted}
+        samples = vae.sample_images(model, 1000, seed=0)
+        numbers[name]["prior_contrast"] = vae.contrast(samples).mean().item()
+    return figures, numbers
+
+
+def two_dimensions(fashion: vae.ImageData) -> Answer:
+    """An autoencoder and a VAE with two latent dimensions: their codes beside what they decode.
+
+    Each learns for half a minute on one core.
+    """
+    models, numbers = {}, {}
+    for name, model in (("autoencoder", "ae"), ("VAE", "vae")):
+        config = vae.config_for(fashion, model=model, arch="fc", latent_dim=2, epochs=4)
+        run = runs.load_or_train(config, fashion)
+        models[name] = run.model
+        z = vae.sample_codes(run.model, fashion.test.images)
+        numbers[name] = {
+            "mse": run.record["test"]["mse"],
+            "mean_norm": z.mean(0).norm().item(),
+            "farthest": z.norm(dim=1).max().item(),
+            "in_square": (z.abs() < SQUARE).all(1).float().mean().item(),
+        }
+    return {"theory_q3_plane.png": plot_planes(models, fashion)}, numbers
+
+
+def plot_planes(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
+    """A row for each model: codes of the test images on their own scale, and the decoded square."""
+    steps = torch.linspace(-SQUARE, SQUARE, 9)
+    edge = SQUARE * 9 / 8  # the outer images have their centres at 3
+    z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # row by row, from the top left
+    pictures = {}
+    for name, model in models.items():
+        grid = vae.image_grid(vae.decode_images(model, z), 9)
+        pictures[name] = grid.repeat(2, axis=0).repeat(2, axis=1)  # whole numbers of pixels
+    side = len(next(iter(pictures.values())))
+    figure = plt.figure()
+    width, height = 2 * side + 150, 2 * side + 190
+    figure.set_size_inches(width / figure.dpi, height / figure.dpi)
+    for row, (name, model) in enumerate(models.items()):
+        bottom = height - 80 - side - row * (side + 60)
+        place = (60 / width, bottom / height, side / width, side / height)
+        ax = figure.add_axes(place)
+        scatter_codes(ax, vae.sample_codes(model, data.test.images), data)
+        ax.set_title(f"{name}: codes of the test images")
+        plane = figure.add_axes((130 / width + place[2], *place[1:]))
+        plane.imshow(pictures[name], aspect="auto", extent=2 * (-edge, edge))
+        plane.set(xticks=[-3, 0, 3], yticks=[-3, 0, 3], title=f"{name}: the black square, decoded")
+        plane.grid(False)
+        if row == 0:
+            ax.legend(markerscale=4, loc="lower left")
+    title = "Q3 · N(0, I) draws where the VAE's codes are, not where the autoencoder's are"
+    figure.suptitle(f"{title}: {data.title}", x=60 / width, ha="left")
+    return figure
+
+
+def scatter_codes(ax: Axes, z: Tensor, data: vae.ImageData) -> None:
+    """Codes (N, 2) in the colours of their kinds, and the square that is decoded beside them."""
+    names = [data.class_names[label] for label in data.test.labels]
+    for number, (kind, classes) in enumerate(KINDS.items()):
+        codes = z[torch.tensor([name in classes for name in names])]
+        ax.scatter(*codes.T, s=2, color=f"C{number}", label=kind, rasterized=True)
+    square = {"fill": False, "edgecolor": "black", "linewidth": 2, "zorder": 3}
+    ax.add_patch(plt.Rectangle((-SQUARE, -SQUARE), 2 * SQUARE, 2 * SQUARE, **square))
+    low, high = z.min().item(), z.max().item()
+    limits = (min(low, -SQUARE) - 0.5, max(high, SQUARE) + 0.5)
+    ax.set(xlim=limits, ylim=limits)
+
+
+# ── Question 4: what lies beside and between the codes ──────────────────────────────────────────
+
+
+def nearest_cloud(clouds: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> float:
+    """From each N(mu, sigma^2) the Bhattacharyya distance to the nearest of the others, in nats.
+
+    Both are mu, logvar (N, D); the median over the clouds.
+    """
+    means, logvars = others
+    nearest = []
+    for mu, logvar in zip(*clouds):
+        variance = (logvars.exp() + logvar.exp()) / 2
+        by_means = ((means - mu).square() / variance).sum(1) / 8
+        by_variances = (variance.log() - (logvars + logvar) / 2).sum(1) / 2
+        nearest.append((by_means + by_variances).min().item())
+    return median(nearest)
+
+
+def change(model: vae.VAE, z: Tensor) -> float:
+    """RMS change of the picture when each code (N, D) moves by 1 in a random direction."""
+    step = vae.sample_latents(len(z), model.latent_size, radius=1, seed=2)
+    moved = vae.decode_images(model, z + step) - vae.decode_images(model, z)
+    return moved.square().flatten(1).mean(1).sqrt().mean().item()
+
+
+def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
+    """What lies on the lines between 500 pairs of test images, and one step beside a code."""
+    mu, logvar = vae.encode_images(model, data.test.images)
+    z = vae.sample_codes(model, data.test.images)
+    path = vae.decode_images(model, vae.interpolate_latents(mu[:500], mu[500:1000], 21))
+    training_clouds = vae.encode_images(model, data.train.images)
+    distance = nearest_cloud((mu[:200], logvar[:200]), training_clouds)
+    return {
+        "sigma": (0.5 * logvar).exp().mean().item(),
+        "radius": logvar.exp().sum(1).sqrt().mean().item(),
+        "mu_norm": mu.norm(dim=1).mean().item(),
+        "z_norm": z.norm(dim=1).mean().item(),
+        "unevenness": metrics.step_unevenness(path).mean().item(),
+        "step_from_mu": change(model, mu[:1000]),
+        "step_from_z": change(model, z[:1000]),
+        "end_contrast": vae.contrast(path[[0, -1]]).mean().item(),
+        "nearest_cloud": distance,
+        "index_nats": index_information(*training_clouds),
+    }
+
+
+def question_4(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
+    a, b = data.test.images[list(PAIR)]
+    strips = {name: vae.interpolate_images(model, a, b, 7) for name, model in models.items()}
+    title = f"Q4 · Straight lines between two codes are even for every β: {data.title}"
+    figures = {
+        "theory_q4_steps.png": plot_steps(models, data),
+        "theory_q4_interpolation.png": vae.display_interpolated_images(strips, (a, b), title),
+    }
+    return figures, {name: smoothness(model, data) for name, model in models.items()}
+
+
+def plot_steps(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
+    """decode(mu + delta) of the first test image, where delta grows in one random direction."""
+    image = data.test.images[:1]
+    lengths = (0, 2, 4, 8, 12, 16, 20)
+    rows = {}
+    for name, model in models.items():
+        mu, _ = vae.encode_images(model, image)
+        direction = vae.sample_latents(1, model.latent_size, radius=1, seed=0)
+        z = mu + torch.tensor(lengths)[:, None] * direction
+        rows[name] = torch.cat([vae.as_unit(image), vae.decode_images(model, z)])
+    labels = ["original", *(f"|δ| = {length}" for length in lengths)]
+    title = f"Q4 · decode(μ + δ): blots at β = 0, soft changes at β ≥ 1: {data.title}"
+    return vae.plot_rows(rows, title, labels, cell=0.9)
