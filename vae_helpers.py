@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -46,6 +47,8 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from PIL import Image
 from torch import Tensor, nn
 
 from support.basics import (
@@ -1225,6 +1228,31 @@ def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+# Of every figure: one font, colours that colour-blind people can tell apart (Okabe & Ito 2008).
+STYLE = {
+    "figure.dpi": 100,
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.prop_cycle": plt.cycler(
+        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    ),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+}
+plt.rcParams.update(STYLE)
+DPI = STYLE["figure.dpi"]
+SPACE = 8  # pixels between texts and pictures
+LEFT = {"x": 0.004, "ha": "left"}  # where titles of figures stand
+
+
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """Images (N, C, H, W), uint8 or float in [0, 1] → one picture, uint8 (height, width, 3)."""
     make_grid = import_torchvision().utils.make_grid
@@ -1234,58 +1262,138 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.n
     return pixels.permute(1, 2, 0).numpy()  # (3, H, W) → (H, W, 3)
 
 
+def enlargement(images: Tensor, cell: float) -> int:
+    """The whole number of screen pixels for a pixel that makes images at least `cell` inches."""
+    return max(1, math.ceil(cell * DPI / images.shape[-1]))
+
+
+def text_size(fig: Figure, lines: Iterable[str], font_size: str) -> tuple[float, float]:
+    """Width and height in pixels of the largest of some texts."""
+    sizes = [(0.0, 0.0)]
+    for line in filter(None, lines):
+        text = fig.text(0, 0, line, fontsize=plt.rcParams[font_size])
+        if font_size == "figure.titlesize":
+            text.set_fontweight(plt.rcParams["figure.titleweight"])
+        box = text.get_window_extent()
+        text.remove()
+        sizes.append((box.width, box.height))
+    widths, heights = zip(*sizes)
+    return max(widths), max(heights)
+
+
+def place_pictures(
+    pictures: dict[str, tuple[np.ndarray, int]],
+    title: str,
+    column_labels: Sequence[str] = (),
+    edge: float = 0,
+) -> Figure:
+    """A figure of pictures below each other, each with a name and a whole number to enlarge it by.
+
+    Axes have exactly the pixels of their picture, so that all pixels of an image have one size.
+    """
+    fig = plt.figure(dpi=DPI)
+    left = text_size(fig, pictures, "axes.labelsize")[0] + SPACE + edge * DPI
+    title_width, top = text_size(fig, [title], "figure.titlesize")
+    top += 2 * SPACE
+    if len(column_labels):
+        top += text_size(fig, map(str, column_labels), "xtick.labelsize")[1] + SPACE
+    widest = max(picture.shape[1] * factor for picture, factor in pictures.values())
+    heights = [picture.shape[0] * factor for picture, factor in pictures.values()]
+    left, top = math.ceil(left), math.ceil(top)
+    width = math.ceil(left + max(widest, title_width) + SPACE)
+    height = math.ceil(top + sum(heights) + SPACE + edge * DPI)
+    fig.set_size_inches(width / DPI, height / DPI)
+
+    bottom = height - top
+    for (name, (picture, factor)), picture_height in zip(pictures.items(), heights):
+        bottom -= picture_height
+        picture_width = picture.shape[1] * factor
+        place = (left / width, bottom / height, picture_width / width, picture_height / height)
+        ax = fig.add_axes(place)
+        ax.imshow(picture, interpolation="nearest", aspect="auto")
+        if name:
+            ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        ax.grid(False)
+    fig.suptitle(title, x=left / width, y=1 - SPACE / height, ha="left", va="top")
+    # Notebooks cut figures to what is drawn: this keeps the edges on whole pixels.
+    fig.add_artist(plt.Rectangle((0, 0), 1, 1, fill=False, linewidth=0))
+    return fig
+
+
 def plot_rows(
     rows: dict[str, Tensor], title: str, column_labels: Sequence[str] = (), cell: float = 0.72
 ) -> Figure:
-    """One labelled strip of images (n, C, H, W) per entry; cell: inches of one image."""
-    columns = max(len(images) for images in rows.values())
-    longest = max(len(line) for line in "\n".join(rows).split("\n"))
-    size = (cell * columns + max(1.6, 0.1 * longest), (cell + 0.05) * len(rows) + 0.7)
-    fig, axes = plt.subplots(
-        len(rows), 1, figsize=size, squeeze=False, layout="compressed", gridspec_kw={"hspace": 0.02}
-    )
-    for ax, (label, images) in zip(axes[:, 0], rows.items()):
-        ax.imshow(image_grid(images), interpolation="nearest")
-        ax.set_ylabel(label, rotation=0, ha="right", va="center")
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+    """One named strip of images (n, C, H, W) per entry; cell: inches of one image, at least."""
+    strips = {}
+    for name, images in rows.items():
+        strips[name] = (image_grid(images), enlargement(images, cell))
+    fig = place_pictures(strips, title, column_labels)
     if len(column_labels):
         width = next(iter(rows.values())).shape[-1] + 2
         centres = [width * i + width / 2 for i in range(len(column_labels))]
-        axes[0, 0].set_xticks(centres, column_labels)
-        axes[0, 0].tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    fig.suptitle(title)
+        first = fig.axes[0]
+        first.set_xticks(centres, column_labels)
+        first.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     return fig
 
 
-def plot_grid(images: Tensor, title: str, columns: int = 8, cell: float = 0.72) -> Figure:
-    """Images (N, C, H, W) as one grid; cell: inches of one image."""
-    columns = min(columns, len(images))
-    size = (cell * columns, cell * math.ceil(len(images) / columns) + 0.4)
-    fig, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.imshow(image_grid(images, columns), interpolation="nearest")
-    ax.axis("off")
-    fig.suptitle(title)
-    return fig
+def plot_grid(
+    images: Tensor, title: str, columns: int = 8, cell: float = 0.72, edge: float = 0
+) -> Figure:
+    """Images (N, C, H, W) as one grid; cell: inches of one image, at least.
+
+    edge: inches that stay free on the left and below, for the labels of axes.
+    """
+    grid = image_grid(images, min(columns, len(images)))
+    return place_pictures({"": (grid, enlargement(images, cell))}, title, edge=edge)
+
+
+def animate(frames: Tensor, cell: float = 1.28, seconds: float = 0.1) -> bytes:
+    """An animated GIF of frames (T, n, C, H, W), n images side by side: there, a rest, and back."""
+    factor = enlargement(frames, cell)
+    pictures = []
+    for images in frames:
+        pixels = image_grid(images).repeat(factor, axis=0).repeat(factor, axis=1)
+        pictures.append(Image.fromarray(pixels))
+    rest = round(0.6 / seconds)
+    forth = pictures + pictures[-1:] * rest
+    back = pictures[::-1] + pictures[:1] * rest
+    first, *others = forth + back
+    file = io.BytesIO()
+    timing = {"duration": round(1000 * seconds), "loop": 0}
+    first.save(file, "GIF", save_all=True, append_images=others, **timing)
+    return file.getvalue()
 
 
 def plot_history(histories: dict[str, list[dict]], title: str) -> Figure:
-    """Reconstruction, KL and their weighted sum over the epochs."""
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for number, (label, history) in enumerate(histories.items()):
-        epochs = [row["epoch"] for row in history]
-        style = {"color": f"C{number}", "marker": "o" if len(epochs) == 1 else None}
-        for ax, part in zip(axes, ("reconstruction", "kl", "total")):
+    """Reconstruction, KL and their weighted sum over the epochs.
+
+    The axes fit what comes after the first epoch, which is often far off.
+    """
+    fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for ax, part in zip(axes, ("reconstruction", "kl", "total")):
+        later = []
+        for number, (label, history) in enumerate(histories.items()):
+            epochs = [row["epoch"] for row in history]
+            style = {"color": f"C{number}", "marker": "o" if len(epochs) == 1 else None}
             validation = [row[f"val_{part}_nats"] for row in history]
             training = [row[f"train_{part}_nats"] for row in history]
             ax.plot(epochs, validation, label=label, **style)
             ax.plot(epochs, training, ls="--", lw=1, **style)
+            later += validation[1:] + training[1:]
+        ax.set_xlim(0.5, max(len(history) for history in histories.values()) + 0.5)
+        if later:
+            room = 0.08 * (max(later) - min(later)) or 1
+            ax.set_ylim(min(later) - room, max(later) + room)
     for ax, name in zip(axes, ("reconstruction", "KL", "reconstruction + β·KL")):
-        ax.set(xlabel="epoch", ylabel="nats per image", title=name)
+        ax.set(xlabel="epoch", title=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(alpha=0.3)
-    axes[-1].legend()
-    fig.suptitle(f"{title}: validation solid, training dashed")
+    axes[0].set_ylabel("nats per image")
+    names = axes[0].get_legend_handles_labels()
+    fig.legend(*names, loc="outside right upper", title="solid: validation\ndashed: training")
+    fig.suptitle(title, **LEFT)
     return fig
 
 
@@ -1330,18 +1438,20 @@ def plot_curves(
     ylabel: str,
     reference: dict[str, float] | None = None,
 ) -> Figure:
-    """Named curves (xs, ys), with named horizontal lines for comparison."""
-    fig, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    """Named curves (xs, ys) of what is never negative, with named lines for comparison."""
+    fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for name, (xs, ys) in curves.items():
         ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
         ax.axhline(value, color="grey", ls=":", lw=1.5)
-        place = {"xy": (0.02, value), "xycoords": ("axes fraction", "data"), "va": "bottom"}
-        ax.annotate(name, color="dimgrey", fontsize=9, **place)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        place = {"xy": (0.5, value), "xycoords": ("axes fraction", "data")}
+        background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        ax.annotate(name, color="dimgrey", ha="center", va="top", bbox=background, **place)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(y=0.15)
-    ax.grid(alpha=0.3)
+    ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # what is shown here is never negative
     ax.legend()
+    fig.suptitle(title, **LEFT)
     return fig
 
 
@@ -1362,7 +1472,7 @@ def plot_along_path(
 
 def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figure:
     """Where q(z) lies against N(0, I): each dimension's KL, mean and spread, and the norms."""
-    fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     order = posterior.kl_nats.argsort(descending=True)
     dims = np.arange(len(order))
     axes[0].bar(dims, posterior.kl_nats[order].numpy(), width=1)
@@ -1383,7 +1493,7 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figur
     axes[2].hist(norms, bins=40, density=True, histtype="step", color="k", label="means mu(x)")
     axes[2].set(title="distance from the origin", xlabel="‖·‖", ylabel="density")
     axes[2].legend()
-    fig.suptitle(title)
+    fig.suptitle(title, **LEFT)
     return fig
 
 
@@ -1404,7 +1514,7 @@ def plot_rate_distortion(
         "reconstruction_nats": "reconstruction (nats per image)",
         "mse": "mean squared error on [0, 1]",
     }
-    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     points = sorted((r["kl_nats"], r[distortion], name) for name, r in results.items())
     rates, distortions, _ = zip(*points)
     ax.plot(rates, distortions, "o-", color="C0")
@@ -1415,9 +1525,113 @@ def plot_rate_distortion(
         ax.plot(*point, "s", color="C1")
         ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")
     ax.set(xlabel="rate: KL (nats per image)", ylabel=f"distortion: {labels[distortion]}")
-    ax.set(xscale="log", title=title)
+    ax.set(xscale="log")
     ax.margins(x=0.2, y=0.15)
-    ax.grid(alpha=0.3, which="both")
+    if distortion == "mse":
+        ax.set_ylim(bottom=0)
+    fig.suptitle(title, **LEFT)
+    return fig
+
+
+def layer_shapes(model: VAE, x: Tensor) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The shapes of x (1, C, H, W) after each layer of encoder and decoder that has weights.
+
+    A vector that is only folded into feature maps counts once, folded. mu and logvar are left out.
+    """
+    parts = []
+    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Unflatten)
+
+    def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if isinstance(layer, nn.Unflatten):
+            parts[-1].pop()
+        parts[-1].append(tuple(output.shape[1:]))
+
+    hooks = [part.register_forward_hook(note) for part in model.modules() if type(part) in layers]
+    with torch.no_grad():
+        parts.append([])
+        mu, _ = model.encode(x)
+        parts.append([])
+        model.decode(mu)
+    for hook in hooks:
+        hook.remove()
+    encoder, decoder = parts
+    return encoder[:-2], decoder
+
+
+def draw_block(
+    ax: plt.Axes, x: float, y: float, shape: tuple[int, ...], color: str, sized: bool = True
+) -> tuple[float, float]:
+    """Feature maps (C, H, W) as a box, a vector (D,) as a bar, around a point; its size below.
+
+    Returns where it begins and ends, from left to right.
+    """
+    if len(shape) == 1:
+        width, height, depth = 0.13, 0.28 * shape[0] ** 0.25, 0.0
+        size = str(shape[0])
+    else:
+        width = height = 0.12 * shape[1] ** 0.6
+        depth = 0.04 * shape[0] ** 0.5
+        size = f"{shape[1]}×{shape[2]}\n{shape[0]} channels"
+    left, low = x - (width + depth) / 2, y - height / 2
+    right, high = left + width, low + height
+    rise = depth / 2
+    faces = {
+        0.55: [(left, low), (right, low), (right, high), (left, high)],
+        0.9: [
+            (right, low),
+            (right + depth, low + rise),
+            (right + depth, high + rise),
+            (right, high),
+        ],
+        0.35: [
+            (left, high),
+            (right, high),
+            (right + depth, high + rise),
+            (left + depth, high + rise),
+        ],
+    }
+    for alpha, corners in faces.items():
+        ax.add_patch(plt.Polygon(corners, facecolor=color, edgecolor="white", alpha=alpha))
+    if sized:
+        ax.text(x, low - 0.1, size, ha="center", va="top", fontsize=10)
+    return left, right + depth
+
+
+def plot_networks(models: dict[str, VAE], image: Tensor, title: str) -> Figure:
+    """What flows through each model, from an image (C, H, W) to x_hat; an arrow is a layer."""
+    rows = len(models)
+    tight = {"shrinkA": 0, "shrinkB": 0}  # an arrow goes all the way
+    fig, axes = plt.subplots(
+        rows, 1, figsize=(12.4, 3.2 * rows), layout="constrained", squeeze=False
+    )
+    for ax, (name, model) in zip(axes[:, 0], models.items()):
+        x = to_input(image[None].to(model.device), model.config)
+        encoder, decoder = layer_shapes(model, x)
+        [x_hat] = decode_images(model, encode_images(model, image[None])[0])
+        code = (model.config.latent_dim,)
+        extents = [(-0.52, 0.52)]  # of the image, three screen pixels for each of its own
+        for place, shape in zip(np.linspace(0.3, 5, len(encoder) + 2)[1:], encoder):
+            extents.append(draw_block(ax, place, 0, shape, "C0"))
+        for y, text in ((0.62, "μ"), (-0.62, "log σ²")):
+            extent = draw_block(ax, 5, y, code, "C1", sized=False)
+            ax.text(5.2, y, f"{text}\n{code[0]}", va="center")
+        extents.append(extent)
+        extents.append(draw_block(ax, 6.4, 0, code, "C1"))
+        ax.text(6.4, 0.6, "z = μ + σ ε", ha="center")
+        for place, shape in zip(np.linspace(6.4, 10.9, len(decoder) + 1)[1:], decoder[:-1]):
+            extents.append(draw_block(ax, place, 0, shape, "C2"))
+        extents.append((10.68, 11.72))
+        for place, picture, text in ((0, image, "x"), (11.2, x_hat, "x̂")):
+            pixels = OffsetImage(image_grid(picture[None], pad=0), zoom=3 * 72 / DPI)
+            ax.add_artist(AnnotationBbox(pixels, (place, 0), frameon=False, pad=0))
+            ax.text(place, -0.65, text, ha="center", va="top")
+        for (_, start), (end, _) in zip(extents, extents[1:]):
+            ends = {"xy": (end - 0.08, 0), "xytext": (start + 0.08, 0)}
+            ax.annotate("", arrowprops={"arrowstyle": "->", "color": "grey", **tight}, **ends)
+        ax.set_title(f"{name}: {count_parameters(model):,} parameters")
+        ax.set(xlim=(-0.6, 11.8), ylim=(-1.4, 1.25), aspect="equal")
+        ax.axis("off")
+    fig.suptitle(title, **LEFT)
     return fig
 
 

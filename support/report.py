@@ -172,7 +172,7 @@ def plot_manifold(model: vae.VAE, title: str, n: int = 20) -> Figure:
     # The first coordinate grows to the right and the second upwards, as on paper.
     second, first = torch.meshgrid(axis.flip(0), axis, indexing="ij")
     z = torch.stack([first, second], dim=-1).flatten(0, 1)
-    figure = vae.plot_grid(vae.decode_images(model, z), title, columns=n, cell=0.36)
+    figure = vae.plot_grid(vae.decode_images(model, z), title, columns=n, cell=0.36, edge=0.6)
     ax = figure.axes[0]
     ax.axis("on")
     step = model.config.image_size + 2

@@ -2,7 +2,9 @@
 
 import json
 import re
+import statistics
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -65,6 +67,14 @@ class TestEach:
             words[kind] = sum(len(cell.source.split()) for cell in cells(path, kind))
         assert words["markdown"] > words["code"]
 
+    def test_is_a_student_s_half_hour_in_cells_that_can_be_read_aloud(self, path):
+        markdown = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+        lengths = []
+        for cell in cells(path, "code"):
+            lengths.append(sum(bool(line.strip()) for line in cell.source.splitlines()))
+        assert markdown <= 2500
+        assert statistics.median(lengths) <= 10 and max(lengths) <= 40
+
     def test_every_number_quoted_as_seen_was_printed(self, path):
         seen = [c.source for c in cells(path, "markdown") if "**Seen.**" in c.source]
         assert len(seen) >= 5
@@ -92,9 +102,25 @@ def test_the_set_up_cell_is_the_same_everywhere_and_enables_widgets_on_colab_onl
 
 
 def test_the_set_up_cell_says_what_to_do_when_the_module_is_missing(tmp_path, monkeypatch):
+    """In the line that the traceback shows."""
+    source = cells(NOTEBOOKS[0], "code")[0].source
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="clone the whole repository"):
-        exec(cells(NOTEBOOKS[0], "code")[0].source, {})
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p or ".").resolve() != ROOT])
+    monkeypatch.delitem(sys.modules, "vae_helpers")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exec(source, {})
+    line = source.splitlines()[caught.traceback[-1].lineno]
+    assert "the whole repository: clone it" in line
+
+
+def test_the_code_that_a_notebook_shows_is_the_code_that_is_used():
+    source, shown = (ROOT / "vae_helpers.py").read_text(), []
+    for output in outputs(NOTEBOOKS[0]):
+        text = output.get("data", {}).get("text/markdown", "")
+        if text.startswith("```python"):
+            shown += re.split(r"\n+(?=def |class )", text.removeprefix("```python\n").strip("`\n"))
+    assert len(shown) >= 10
+    assert [text for text in shown if text.strip() not in source] == []
 
 
 def test_enough_cells_are_marked_for_nbval_to_compare():

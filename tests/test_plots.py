@@ -1,8 +1,11 @@
 """Plots: each figure shows the right numbers and pictures in the right places."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vae_helpers as vae
 from support import family
@@ -35,6 +38,56 @@ def test_a_grid_keeps_every_image_upright_and_in_its_place_between_white_lines()
             expected[y : y + 4, x : x + 6, channel] = images[number, channel]
     assert np.array_equal(vae.image_grid(images, columns=2, pad=1), expected)
     assert np.array_equal(vae.image_grid(images / 255, columns=2, pad=1), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"bbox_inches": "tight"}])  # the latter in notebooks
+def test_every_pixel_of_an_image_is_drawn_with_the_same_whole_number_of_pixels(options):
+    noise = torch.randint(256, (12, 3, 7, 7), generator=torch.Generator().manual_seed(0)).byte()
+    fig = vae.plot_grid(noise, "A TITLE that is longer than the pictures", columns=4, cell=0.3)
+    file = io.BytesIO()
+    fig.savefig(file, **options)
+    drawn = np.array(Image.open(file).convert("RGB"))
+    expected = vae.image_grid(noise, 4).repeat(5, axis=0).repeat(5, axis=1)  # 35 for 30 pixels
+    top = int(np.argmax((drawn == expected[10, 10]).all(2).any(1))) - 10  # where an image begins
+    left = int(np.argmax((drawn[top + 10] == expected[10, 10]).all(1))) - 10
+    height, width, _ = expected.shape
+    assert np.array_equal(drawn[top : top + height, left : left + width], expected)
+
+
+def test_no_text_is_cut(model, shapes):
+    names = {"a name of\ntwo long lines": STRIP, "another": STRIP[:2]}
+    sheet = vae.plot_rows(names, "A TITLE, longer than both of the rows together", list("abcde"))
+    networks = vae.plot_networks({"conv": model}, shapes.test.images[0], "TITLE")
+    for fig in (sheet, networks):
+        fig.canvas.draw()
+        texts = [*fig.texts, *fig.axes[0].texts, fig.axes[0].yaxis.label, fig.axes[0].title]
+        for text in filter(lambda text: text.get_text(), texts):
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0
+            assert box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1
+
+
+def test_the_drawing_of_a_network_has_the_shape_after_each_of_its_layers(model, shapes):
+    """SMALL of conftest: images of 64 pixels, four convolutions from 8 channels on, 4 numbers."""
+    x = vae.to_input(shapes.test.images[:1], model.config)
+    encoder, decoder = vae.layer_shapes(model, x)
+    sizes = vae.grid_sizes(model.config)
+    maps = [(8 * 2**i, sizes[i + 1], sizes[i + 1]) for i in range(model.config.depth)]
+    assert encoder == maps
+    assert decoder == maps[::-1] + [tuple(shapes.test.images.shape[1:])]
+
+
+def test_an_animation_goes_there_and_back_and_holds_its_pictures():
+    frames = torch.linspace(0, 1, 3)[:, None, None, None, None].expand(3, 2, 3, 8, 8)
+    film = Image.open(io.BytesIO(vae.animate(frames, cell=0.16, seconds=0.1)))
+    assert film.info["duration"] == 100 and film.info["loop"] == 0
+    assert film.size == (2 * 22, 2 * 12)  # two images and their edges, twice as large
+    greys, pictures = [], range(film.n_frames)
+    for number in pictures:
+        film.seek(number)
+        greys += [film.convert("RGB").getpixel((10, 10))[0]] * round(film.info["duration"] / 100)
+    there = [0, 128] + [255] * 7
+    assert greys == pytest.approx(there + [255, 128] + [0] * 7, abs=2)
 
 
 def test_rows_stand_beside_their_labels_and_below_the_labels_of_their_columns():
@@ -79,6 +132,23 @@ def test_a_history_shows_validation_and_training_and_one_epoch_as_a_point():
         assert dashed.get_xydata().tolist() == [[1, number + 9], [2, number + 9]]
         assert [solid.get_linestyle(), dashed.get_linestyle()] == ["-", "--"]
         assert [solid.get_marker(), point.get_marker()] == ["None", "o"]
+
+
+def test_the_axes_of_a_history_fit_what_comes_after_the_first_epoch():
+    history = []
+    for epoch, nats in enumerate((9000.0, 12.0, 11.0), 1):
+        row = {"epoch": epoch}
+        for part in ("reconstruction", "kl", "total"):
+            row |= {f"val_{part}_nats": nats, f"train_{part}_nats": nats + 1}
+        history.append(row)
+    for ax in drawn(vae.plot_history({"conv": history}, "TITLE")):
+        assert 10 < ax.get_ylim()[0] < 11 and 13 < ax.get_ylim()[1] < 14
+        assert ax.lines[0].get_ydata()[0] == 9000  # it is there, above the frame
+
+
+def test_no_axis_of_distances_goes_below_zero():
+    (ax,) = drawn(vae.plot_curves({"a": ([0, 1], [0.1, 9])}, "TITLE", "x", "distance"))
+    assert ax.get_ylim()[0] == 0
 
 
 @pytest.mark.parametrize("steps, positions", [(False, [0, 0.5, 1]), (True, [1 / 6, 3 / 6, 5 / 6])])
