@@ -47,7 +47,6 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
 from torch import Tensor, nn
 
@@ -70,6 +69,7 @@ from support.datasets import (
     load_dataset,  # noqa: F401  notebooks write vae.load_dataset
 )
 from support.hardware import all_reduce, get_device, precision, processes
+from support.layout import LEFT, enlargement, place_pictures
 from support.options import checked_value, option
 from support.training_state import TrainingState, resident
 
@@ -1228,31 +1228,6 @@ def attribute_direction(mu: Tensor, has_attribute: Tensor) -> Tensor:
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-# Of every figure: one font, colours that colour-blind people can tell apart (Okabe & Ito 2008).
-STYLE = {
-    "figure.dpi": 100,
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "figure.titlesize": 13,
-    "figure.titleweight": "bold",
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.prop_cycle": plt.cycler(
-        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    ),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-}
-plt.rcParams.update(STYLE)
-DPI = STYLE["figure.dpi"]
-SPACE = 8  # pixels between texts and pictures
-LEFT = {"x": 0.004, "ha": "left"}  # where titles of figures stand
-
-
 def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """Images (N, C, H, W), uint8 or float in [0, 1] → one picture, uint8 (height, width, 3)."""
     make_grid = import_torchvision().utils.make_grid
@@ -1260,66 +1235,6 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.n
     grid = make_grid(as_unit(images).cpu(), nrow=columns, padding=pad, pad_value=1.0)
     pixels = (grid.clamp(0, 1) * 255).round().byte()
     return pixels.permute(1, 2, 0).numpy()  # (3, H, W) → (H, W, 3)
-
-
-def enlargement(images: Tensor, cell: float) -> int:
-    """The whole number of screen pixels for a pixel that makes images at least `cell` inches."""
-    return max(1, math.ceil(cell * DPI / images.shape[-1]))
-
-
-def text_size(fig: Figure, lines: Iterable[str], font_size: str) -> tuple[float, float]:
-    """Width and height in pixels of the largest of some texts."""
-    sizes = [(0.0, 0.0)]
-    for line in filter(None, lines):
-        text = fig.text(0, 0, line, fontsize=plt.rcParams[font_size])
-        if font_size == "figure.titlesize":
-            text.set_fontweight(plt.rcParams["figure.titleweight"])
-        box = text.get_window_extent()
-        text.remove()
-        sizes.append((box.width, box.height))
-    widths, heights = zip(*sizes)
-    return max(widths), max(heights)
-
-
-def place_pictures(
-    pictures: dict[str, tuple[np.ndarray, int]],
-    title: str,
-    column_labels: Sequence[str] = (),
-    edge: float = 0,
-) -> Figure:
-    """A figure of pictures below each other, each with a name and a whole number to enlarge it by.
-
-    Axes have exactly the pixels of their picture, so that all pixels of an image have one size.
-    """
-    fig = plt.figure(dpi=DPI)
-    left = text_size(fig, pictures, "axes.labelsize")[0] + SPACE + edge * DPI
-    title_width, top = text_size(fig, [title], "figure.titlesize")
-    top += 2 * SPACE
-    if len(column_labels):
-        top += text_size(fig, map(str, column_labels), "xtick.labelsize")[1] + SPACE
-    widest = max(picture.shape[1] * factor for picture, factor in pictures.values())
-    heights = [picture.shape[0] * factor for picture, factor in pictures.values()]
-    left, top = math.ceil(left), math.ceil(top)
-    width = math.ceil(left + max(widest, title_width) + SPACE)
-    height = math.ceil(top + sum(heights) + SPACE + edge * DPI)
-    fig.set_size_inches(width / DPI, height / DPI)
-
-    bottom = height - top
-    for (name, (picture, factor)), picture_height in zip(pictures.items(), heights):
-        bottom -= picture_height
-        picture_width = picture.shape[1] * factor
-        place = (left / width, bottom / height, picture_width / width, picture_height / height)
-        ax = fig.add_axes(place)
-        ax.imshow(picture, interpolation="nearest", aspect="auto")
-        if name:
-            ax.set_ylabel(name, rotation=0, ha="right", va="center")
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        ax.grid(False)
-    fig.suptitle(title, x=left / width, y=1 - SPACE / height, ha="left", va="top")
-    # Notebooks cut figures to what is drawn: this keeps the edges on whole pixels.
-    fig.add_artist(plt.Rectangle((0, 0), 1, 1, fill=False, linewidth=0))
-    return fig
 
 
 def plot_rows(
@@ -1529,108 +1444,6 @@ def plot_rate_distortion(
     ax.margins(x=0.2, y=0.15)
     if distortion == "mse":
         ax.set_ylim(bottom=0)
-    fig.suptitle(title, **LEFT)
-    return fig
-
-
-def layer_shapes(model: VAE, x: Tensor) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """The shapes of x (1, C, H, W) after each layer of encoder and decoder that has weights.
-
-    A vector that is only folded into feature maps counts once, folded. mu and logvar are left out.
-    """
-    parts = []
-    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Unflatten)
-
-    def note(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        if isinstance(layer, nn.Unflatten):
-            parts[-1].pop()
-        parts[-1].append(tuple(output.shape[1:]))
-
-    hooks = [part.register_forward_hook(note) for part in model.modules() if type(part) in layers]
-    with torch.no_grad():
-        parts.append([])
-        mu, _ = model.encode(x)
-        parts.append([])
-        model.decode(mu)
-    for hook in hooks:
-        hook.remove()
-    encoder, decoder = parts
-    return encoder[:-2], decoder
-
-
-def draw_block(
-    ax: plt.Axes, x: float, y: float, shape: tuple[int, ...], color: str, sized: bool = True
-) -> tuple[float, float]:
-    """Feature maps (C, H, W) as a box, a vector (D,) as a bar, around a point; its size below.
-
-    Returns where it begins and ends, from left to right.
-    """
-    if len(shape) == 1:
-        width, height, depth = 0.13, 0.28 * shape[0] ** 0.25, 0.0
-        size = str(shape[0])
-    else:
-        width = height = 0.12 * shape[1] ** 0.6
-        depth = 0.04 * shape[0] ** 0.5
-        size = f"{shape[1]}×{shape[2]}\n{shape[0]} channels"
-    left, low = x - (width + depth) / 2, y - height / 2
-    right, high = left + width, low + height
-    rise = depth / 2
-    faces = {
-        0.55: [(left, low), (right, low), (right, high), (left, high)],
-        0.9: [
-            (right, low),
-            (right + depth, low + rise),
-            (right + depth, high + rise),
-            (right, high),
-        ],
-        0.35: [
-            (left, high),
-            (right, high),
-            (right + depth, high + rise),
-            (left + depth, high + rise),
-        ],
-    }
-    for alpha, corners in faces.items():
-        ax.add_patch(plt.Polygon(corners, facecolor=color, edgecolor="white", alpha=alpha))
-    if sized:
-        ax.text(x, low - 0.1, size, ha="center", va="top", fontsize=10)
-    return left, right + depth
-
-
-def plot_networks(models: dict[str, VAE], image: Tensor, title: str) -> Figure:
-    """What flows through each model, from an image (C, H, W) to x_hat; an arrow is a layer."""
-    rows = len(models)
-    tight = {"shrinkA": 0, "shrinkB": 0}  # an arrow goes all the way
-    fig, axes = plt.subplots(
-        rows, 1, figsize=(12.4, 3.2 * rows), layout="constrained", squeeze=False
-    )
-    for ax, (name, model) in zip(axes[:, 0], models.items()):
-        x = to_input(image[None].to(model.device), model.config)
-        encoder, decoder = layer_shapes(model, x)
-        [x_hat] = decode_images(model, encode_images(model, image[None])[0])
-        code = (model.config.latent_dim,)
-        extents = [(-0.52, 0.52)]  # of the image, three screen pixels for each of its own
-        for place, shape in zip(np.linspace(0.3, 5, len(encoder) + 2)[1:], encoder):
-            extents.append(draw_block(ax, place, 0, shape, "C0"))
-        for y, text in ((0.62, "μ"), (-0.62, "log σ²")):
-            extent = draw_block(ax, 5, y, code, "C1", sized=False)
-            ax.text(5.2, y, f"{text}\n{code[0]}", va="center")
-        extents.append(extent)
-        extents.append(draw_block(ax, 6.4, 0, code, "C1"))
-        ax.text(6.4, 0.6, "z = μ + σ ε", ha="center")
-        for place, shape in zip(np.linspace(6.4, 10.9, len(decoder) + 1)[1:], decoder[:-1]):
-            extents.append(draw_block(ax, place, 0, shape, "C2"))
-        extents.append((10.68, 11.72))
-        for place, picture, text in ((0, image, "x"), (11.2, x_hat, "x̂")):
-            pixels = OffsetImage(image_grid(picture[None], pad=0), zoom=3 * 72 / DPI)
-            ax.add_artist(AnnotationBbox(pixels, (place, 0), frameon=False, pad=0))
-            ax.text(place, -0.65, text, ha="center", va="top")
-        for (_, start), (end, _) in zip(extents, extents[1:]):
-            ends = {"xy": (end - 0.08, 0), "xytext": (start + 0.08, 0)}
-            ax.annotate("", arrowprops={"arrowstyle": "->", "color": "grey", **tight}, **ends)
-        ax.set_title(f"{name}: {count_parameters(model):,} parameters")
-        ax.set(xlim=(-0.6, 11.8), ylim=(-1.4, 1.25), aspect="equal")
-        ax.axis("off")
     fig.suptitle(title, **LEFT)
     return fig
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import vae_helpers as vae
-from support import family
+from support import family, network_drawing
 
 STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 pytestmark = [
@@ -57,7 +57,7 @@ def test_every_pixel_of_an_image_is_drawn_with_the_same_whole_number_of_pixels(o
 def test_no_text_is_cut(model, shapes):
     names = {"a name of\ntwo long lines": STRIP, "another": STRIP[:2]}
     sheet = vae.plot_rows(names, "A TITLE, longer than both of the rows together", list("abcde"))
-    networks = vae.plot_networks({"conv": model}, shapes.test.images[0], "TITLE")
+    networks = network_drawing.plot_networks({"conv": model}, shapes.test.images[0], "TITLE")
     for fig in (sheet, networks):
         fig.canvas.draw()
         texts = [*fig.texts, *fig.axes[0].texts, fig.axes[0].yaxis.label, fig.axes[0].title]
@@ -70,7 +70,7 @@ def test_no_text_is_cut(model, shapes):
 def test_the_drawing_of_a_network_has_the_shape_after_each_of_its_layers(model, shapes):
     """SMALL of conftest: images of 64 pixels, four convolutions from 8 channels on, 4 numbers."""
     x = vae.to_input(shapes.test.images[:1], model.config)
-    encoder, decoder = vae.layer_shapes(model, x)
+    encoder, decoder = network_drawing.layer_shapes(model, x)
     sizes = vae.grid_sizes(model.config)
     maps = [(8 * 2**i, sizes[i + 1], sizes[i + 1]) for i in range(model.config.depth)]
     assert encoder == maps
