@@ -1365,7 +1365,8 @@ def plot_curves(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(y=0.15)
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # what is shown here is never negative
-    ax.legend()
+    if len(curves) > 1:
+        ax.legend()
     fig.suptitle(title, **LEFT)
     return fig
 
