@@ -123,19 +123,19 @@ def suggest(trial: optuna.Trial, name: str, values: list | tuple) -> int | float
 
 def train(trial: optuna.Trial, space: Space, make_config: Callable, data: vae.ImageData) -> float:
     """Train one model, or find it finished; returns what is minimised."""
-    params = {name: suggest(trial, name, values) for name, values in space.items()}
-    config = make_config(**params)
-    print(f"trial {trial.number}: {params}", flush=True)
 
     def total(history: list[dict]) -> float:  # val_total_nats is weighted with beta
         return history[-1]["val_reconstruction_nats"] + history[-1]["val_kl_nats"]
 
     def after_epoch(history: list[dict]) -> None:
         trial.report(total(history), len(history))
-        if len(history) < config.epochs and trial.should_prune():
+        if len(history) < config.all_epochs and trial.should_prune():
             raise optuna.TrialPruned(f"pruned after epoch {len(history)}")
 
     try:
+        params = {name: suggest(trial, name, values) for name, values in space.items()}
+        print(f"trial {trial.number}: {params}", flush=True)
+        config = make_config(**params)
         run = runs.own_run(config, data) or runs.train_run(config, data, on_epoch=after_epoch)
     except (optuna.TrialPruned, vae.TrainingDiverged) as err:
         print(f"  {err}")
