@@ -8,6 +8,7 @@ import safetensors.torch
 import scipy.linalg
 import scipy.ndimage
 import torch
+from conftest import rand, randn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -15,15 +16,6 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import vae_helpers as vae
 from support import features, metrics
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 # ── IWAE, on a model with a known likelihood: x = 0.5 + W z + sigma * noise ─────────────────────
 
