@@ -8,7 +8,6 @@ import io
 import pickle
 import shutil
 import struct
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -70,12 +69,6 @@ def zip_folder(folder: Path, path: Path) -> Path:
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder))
     return path
-
-
-def damaged(path: Path) -> None:
-    """A file that begins like a zip and ends at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"PK\x03\x04 cut short")
 
 
 # ── What was loaded ──────────────────────────────────────────────────────────────────────────────
@@ -154,17 +147,14 @@ def downloads() -> dict[str, bytes]:
 def serve(patch) -> SimpleNamespace:
     """What torchvision's downloads receive: these files by name, or, while cut_off, half of them.
 
-    torchvision's own code fetches, checks and unpacks them. Replaced are the calls of urllib and
-    gdown, and the checksums: a file is whole when it has the bytes of the one that is served.
+    torchvision's own code fetches, checks and unpacks them. Replaced are the call of urllib, and
+    the checksums: a file is whole when it has the bytes of the one that is served.
     """
     site = SimpleNamespace(files=downloads(), cut_off=False)
 
     def fetch(url, path, *args):
         content = site.files[Path(path).name]
         Path(path).write_bytes(content[: len(content) // 2] if site.cut_off else content)
-
-    def fetch_from_drive(id, output, **options):
-        fetch(id, output)
 
     def is_whole(path, md5):
         return Path(path).read_bytes() == site.files[Path(path).name]
@@ -173,7 +163,6 @@ def serve(patch) -> SimpleNamespace:
     patch.setattr(utils, "_urlretrieve", fetch)
     patch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
     patch.setattr(utils, "check_md5", is_whole)
-    patch.setitem(sys.modules, "gdown", SimpleNamespace(download=fetch_from_drive))
     return site
 
 
