@@ -199,18 +199,3 @@ def test_a_single_test_image_is_enough_and_other_images_than_before_are_noted(tm
     assert results["test"]["images"] == 1
     assert parts_of(results) == {"test", "pictures", "latent_space"}
     assert "may have been trained on" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--num_samples", "0"], "num_samples"), (["--num_samples", "some"], "num_samples"),
-    (["--num_interpolations", "1"], "num_interpolations"), (["--num_frechet", "0"], "num_frechet"),
-    (["--components", "0"], "components"), (["--seed", "-1"], "seed"), ([], "train.py makes one"),
-    (["--run", "nowhere"], "nowhere"), (["--fid", "nowhere.pth"], "torch-fidelity"),
-    (["--fid", "--quick"], "one of the two"),
-], ids=str)  # fmt: skip
-def test_wrong_flags_end_in_one_sentence_and_exit_code_2(flags, words, capsys):
-    with pytest.raises(SystemExit) as end:
-        runs.run_script(lambda: evaluate.main(flags))
-    error = capsys.readouterr().err
-    assert (end.value.code, error.count("error: ")) == (2, 1)
-    assert words in error.splitlines()[-1]

@@ -102,7 +102,10 @@ REFUSED = [
     (lambda: train.main(["--sweep", "latent_dim=1..5"]), "say with --trials"),
     (lambda: train.main([*SHAPES, "--sweep", "model=vae,ae"]), "sweep such models apart"),
     (lambda: evaluate.main(["--num_samples", "0"]), "a whole number from 1"),
+    (lambda: evaluate.main(["--num_interpolations", "1"]), "a whole number from 2"),
     (lambda: evaluate.main(["--fid", "--quick"]), "give one of the two"),
+    (lambda: evaluate.main(["--fid", "nowhere.pth"]), "torch-fidelity"),
+    (lambda: evaluate.main(["--run", "nowhere"]), "name a folder of train.py"),
 ]
 
 
