@@ -29,7 +29,7 @@ from support import runs
 # Read before the fixtures below hide it.
 REAL_DATA = Path(os.environ.get("VAE_DATA") or ROOT.parent / "shared" / "data").resolve()
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 settings.register_profile(
     "vae",
     deadline=None,

@@ -128,7 +128,6 @@ def small_download(base: type, *shape: int) -> type:
 
 ATTRIBUTES = ("Bald", "Male", "Smiling")
 ATTRIBUTES_OF = [[i % 2 == 0, i % 3 == 0, i < 10] for i in range(50)]
-CELEBA_SPLITS = ["train"] * 14 + ["val"] * 3 + ["test"] * 3
 
 
 def write_attributes(folder: Path, rows=range(20)) -> None:
@@ -140,12 +139,6 @@ def write_attributes(folder: Path, rows=range(20)) -> None:
     (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
 
 
-def write_partition(folder: Path, splits=CELEBA_SPLITS) -> None:
-    """CelebA's table of splits, 0 to 2."""
-    lines = [f"{i + 1:06}.jpg {SPLITS.index(split)}\n" for i, split in enumerate(splits)]
-    (folder / "list_eval_partition.txt").write_text("".join(lines))
-
-
 def write_celeba(folder: Path) -> Path:
     """The official files: a zip of 20 images of 178x218, attributes and partition."""
     for i in range(20):
@@ -153,7 +146,9 @@ def write_celeba(folder: Path) -> Path:
     shutil.make_archive(folder / "img_align_celeba", "zip", folder, "img_align_celeba")
     shutil.rmtree(folder / "img_align_celeba")
     write_attributes(folder)
-    write_partition(folder)
+    splits = [0] * 14 + [1] * 3 + [2] * 3
+    lines = [f"{i + 1:06}.jpg {split}\n" for i, split in enumerate(splits)]
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
     return folder
 
 

@@ -338,21 +338,6 @@ def test_celeba_is_read_in_every_layout(celeba, layout):
     assert sorted(numbers(data.test)) == [17, 18, 19]
 
 
-def test_celeba_follows_corrected_tables_and_counts_images_without_a_row(celeba, capsys):
-    """The sizes of the splits stay, and the cache must not."""
-    load_celeba()
-    swapped = ["test", *painting.CELEBA_SPLITS[1:-1], "train"]
-    painting.write_partition(celeba, swapped)
-    assert sorted(numbers(load_celeba().test)) == [0, 17, 18]
-    painting.write_partition(celeba, swapped[:18])
-    painting.write_attributes(celeba, range(1, 20))
-    data = load_celeba()
-    assert all_numbers(data) == list(range(1, 18))
-    assert labels_follow(data, painting.ATTRIBUTES_OF.__getitem__)
-    said = capsys.readouterr().out
-    assert "1 images without a row in list_attr" in said and "2 images without a row" in said
-
-
 @pytest.mark.parametrize(
     "damage, says",
     [

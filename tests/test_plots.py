@@ -6,7 +6,6 @@ import torch
 from conftest import rand
 
 import vae_helpers as vae
-from support import family
 
 STRIP = rand(5, 3, 8, 8)
 pytestmark = [
@@ -104,16 +103,3 @@ def test_the_aggregate_posterior_is_sorted_by_kl(model, shapes):
     assert [bar.get_height() for bar in bars.patches] == posterior.kl_nats[order].tolist()
     assert points.lines[0].get_ydata().tolist() == posterior.std[order].tolist()
     assert points.lines[1].get_ydata().tolist() == posterior.mean[order].tolist()
-
-
-def test_a_conditional_model_is_shown_class_by_class_and_with_an_attribute_switched():
-    config = vae.Config(dataset="celeba", model="cvae", conditions=3, image_size=8, latent_dim=2)
-    model = vae.build_model(config)
-    shown = rows(family.plot_classes(model, "abc", "TITLE", latents=2))
-    x_hat = vae.decode_images(model, model.draw_codes(2)[1].expand(3, 2), torch.arange(3))
-    assert np.array_equal(shown["z 2"], vae.image_grid(x_hat))
-    labels = torch.tensor([[1, 0, 0]] * 5)
-    names = ["Male", "Wavy_Hair", "Hat"]
-    shown = rows(family.plot_attributes(model, STRIP, labels, names, names[1:2], "TITLE"))
-    assert np.array_equal(shown["reconstruction"], shown["no Wavy Hair"])
-    assert not np.array_equal(shown["reconstruction"], shown["Wavy Hair"])
