@@ -135,3 +135,11 @@ def test_a_mistake_ends_a_script_in_one_line_and_exit_code_2(script, flag, capsy
     assert end.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_several_processes_are_refused_for_a_learned_prior_and_for_a_sweep(monkeypatch):
+    monkeypatch.setattr(vae, "processes", lambda: (0, 2))
+    with pytest.raises(vae.VAEError, match="without torchrun"):
+        build(model="vq_vae")
+    with pytest.raises(vae.VAEError, match="without torchrun"):
+        train.main(["--sweep", "beta=1,2"])
