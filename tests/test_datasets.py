@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -14,7 +15,7 @@ import painting
 import pytest
 import safetensors.torch
 import torch
-from conftest import REAL_DATA
+from conftest import REAL_DATA, ROOT
 from painting import SPLITS, all_images, all_numbers, labels_follow, numbers, same, sizes, tree
 from PIL import Image
 
@@ -61,6 +62,7 @@ def test_a_shape_covers_the_area_of_its_formula_however_it_is_turned(name, size)
 
 def test_shapes_are_drawn_from_their_labels_each_in_one_split_only(all_shapes):
     """As many different factors, and as many different images, as there are images."""
+    assert all_shapes.test.labels[0].tolist() == [0, 3, 4, 1, 5, 7, 3]  # the splits stay
     assert torch.equal(draw_shapes(all_shapes.test.labels[:50]), all_shapes.test.images[:50])
     rows = torch.cat([getattr(all_shapes, split).labels for split in SPLITS])
     assert len(rows.unique(dim=0)) == len(all_images(all_shapes).unique(dim=0)) == len(rows)
@@ -101,6 +103,8 @@ def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, la
         assert layout == "splits" or sorted(numbers(data.val)) == list(range(10, 15))
     else:
         assert sizes(data) == [16, 2, 2]
+    if layout == "flat":  # always the same, else a run that goes on trains on its test images
+        assert (numbers(data.val), numbers(data.test)) == ([4, 5], [13, 19])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
@@ -370,11 +374,14 @@ def test_celeba_is_cropped_to_the_centred_square_of_the_face(celeba, width, heig
 
 
 def load_real(monkeypatch, name, file):
-    """A real data set, and its files."""
+    """A real data set, in the splits that the released models saw, and its files."""
     if not (REAL_DATA / file).exists():
         pytest.skip(f"needs {REAL_DATA / file}: set VAE_DATA")
     monkeypatch.setenv("VAE_DATA", str(REAL_DATA))
-    return load_dataset(name, download=False), images.Files(REAL_DATA / file)
+    data = load_dataset(name, download=False)
+    record = json.loads((ROOT / "checkpoints" / f"{name}_conv" / "model.json").read_text())
+    assert data.fingerprint == record["data"]["fingerprint"]
+    return data, images.Files(REAL_DATA / file)
 
 
 def labels_of_file(data, files, name, crop=1.0):
