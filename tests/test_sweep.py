@@ -48,10 +48,10 @@ def test_a_grid_trains_each_point_once_and_puts_the_best_first(few):
     assert combinations == [(2, 0.1), (2, 4), (4, 0.1), (4, 4)]
     totals = column(results, "total_nats")
     assert totals == sorted(totals)
-    for row, total in zip(results["trials"], totals):
-        config = vae.config_for(few, **TINY, latent_dim=row["latent_dim"], beta=row["beta"])
-        metrics = vae.evaluate(runs.own_run(config, few).model, *few.val)
-        assert total == pytest.approx(metrics["total_nats"], abs=0.06)  # whatever beta is
+    for trial in all_trials():
+        run_of_trial = runs.own_run(vae.config_for(few, **TINY | trial.params), few)
+        metrics = vae.evaluate(run_of_trial.model, *few.val)
+        assert trial.value == pytest.approx(metrics["total_nats"], rel=1e-6)  # whatever beta is
     [written] = (runs.runs_root() / "sweeps").glob("*.json")
     assert json.loads(written.read_text()) == results
     assert Image.open(written.with_suffix(".png")).width > 500
@@ -79,14 +79,14 @@ def test_the_best_command_trains_the_best_model(monkeypatch):
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_or_killed_sweep_goes_on(signal_number):
     """As users run it; the signal comes while the second model trains."""
-    command = [sys.executable, str(ROOT / "train.py"), *COMMAND, "--sweep", "latent_dim=2,3,4"]
+    flags = ["--dataset", "shapes", "--width", "8", "--sweep", "latent_dim=2,3,4"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags]
     environment = os.environ | {"VAE_FAST": "1", "OMP_NUM_THREADS": "1"}
     options = {"env": environment, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as first:
         for line in first.stdout:
             if line.startswith("trial 1"):
                 first.send_signal(signal_number)
-    assert first.returncode != 0
     second = subprocess.run(command, stdout=subprocess.PIPE, **options)
     assert second.returncode == 0
     assert "trial 0" not in second.stdout
