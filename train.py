@@ -23,9 +23,10 @@ import torch
 import torch.distributed
 
 import vae_helpers as vae
-from support import runs, sweep
-from support.sweep import KINDS
+from support import runs
 
+# The types of Config's fields, by annotation; the others are text.
+KINDS = {"int": int, "int | None": int, "float": float, "float | None": float}
 FOLLOWS_FROM_DATA = ("channels", "conditions")
 
 
@@ -98,12 +99,6 @@ def add_sweep_flags(group: argparse._ArgumentGroup) -> None:
         "be a range, too, like lr=1e-4..1e-2",
     )
     group.add_argument("--prune", action="store_true", help="stop hopeless trials early")
-    group.add_argument(
-        "--study",
-        metavar="FILE.db",
-        type=Path,
-        help="where the sweep keeps its results (default a name made of the settings)",
-    )
 
 
 def main(argv: list[str] | None = None) -> runs.Run | dict:
@@ -119,16 +114,21 @@ def main(argv: list[str] | None = None) -> runs.Run | dict:
     if "data_dir" in typed:
         typed.setdefault("dataset", "folder")
     choices = vae.PRESETS[args.preset] | typed
-    space = sweep.parse_space(args.sweep, args.trials)
+    space, points = {}, [{}]
+    if args.sweep:
+        from support import sweep  # here, because only a sweep needs Optuna
+
+        space = sweep.parse_space(args.sweep)
+        points = sweep.points(space)
     check_before_loading(args, typed, space)
+    for point in points:
+        vae.Config(**choices | point | vae.epochs_from_environment())
     data = load_data(choices)
     print(describe(data))
     for name in ("dataset", "image_size"):
         choices.pop(name, None)
     if space:
-        return sweep.run(
-            space, choices, data, trials=args.trials, prune=args.prune, study_file=args.study
-        )
+        return sweep.run(space, choices, data, args.trials, args.prune)
     config = vae.config_for(data, **choices)
     folder = args.out or runs.runs_root() / config.run_name
     run = runs.finished_run(folder, config, data) if args.resume else None
@@ -140,8 +140,10 @@ def main(argv: list[str] | None = None) -> runs.Run | dict:
 
 def check_before_loading(args: argparse.Namespace, typed: dict, space: dict) -> None:
     """Raise VAEError for what cannot work, before any image is loaded."""
-    if not space and (args.trials is not None or args.prune or args.study):
-        raise vae.VAEError("--trials, --prune and --study are for --sweep FIELD=VALUES.")
+    if not space and (args.trials is not None or args.prune):
+        raise vae.VAEError("--trials and --prune are for --sweep FIELD=VALUES.")
+    if args.trials is None and any(isinstance(values, tuple) for values in space.values()):
+        raise vae.VAEError("A range has no end of values: say with --trials N how many to try.")
     if space and (args.resume or args.out):
         raise vae.VAEError(
             "--resume and --out are for one run; a sweep goes on by itself, and writes a folder "
@@ -153,9 +155,6 @@ def check_before_loading(args: argparse.Namespace, typed: dict, space: dict) -> 
         raise vae.VAEError(f"--{name} and --sweep {name} contradict each other: leave one out.")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise vae.VAEError(f"--out {args.out} is a file: name a folder.")
-    for point in sweep.points(space):  # without a sweep there is one point: {}
-        choices = vae.PRESETS[args.preset] | typed | point
-        vae.Config(**choices | vae.epochs_from_environment())
     vae.precision(vae.get_device())
 
 

@@ -20,6 +20,7 @@ os.environ["TQDM_DISABLE"] = "1"
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 
 import vae_helpers as vae
@@ -28,7 +29,7 @@ from support import runs
 # Read before the fixtures below hide it.
 REAL_DATA = Path(os.environ.get("VAE_DATA") or ROOT.parent / "shared" / "data").resolve()
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 settings.register_profile(
     "vae",
     deadline=None,
@@ -68,6 +69,23 @@ def environment(tmp_path, monkeypatch):
     plt.close("all")
 
 
+def of_seed(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=of_seed(seed))
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=of_seed(seed))
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def take(data: vae.ImageData, *counts: int) -> vae.ImageData:
     """The first images of each split."""
     splits = {}
@@ -86,6 +104,21 @@ def all_shapes():
 def shapes(all_shapes):
     """192 + 64 + 48 images: an epoch of a small model takes a fifth of a second."""
     return take(all_shapes, 192, 64, 48)
+
+
+@pytest.fixture(scope="session")
+def quarters():
+    """Four classes: which quarter of an 8x8 image is bright. How bright is left to z."""
+    labels = torch.arange(512) % 4
+    brightness = torch.linspace(150, 250, 512).reshape(-1, 1, 1, 1)
+    images = F.one_hot(labels, 4).reshape(-1, 1, 2, 2) * brightness
+    part = vae.Split(F.interpolate(images.byte(), scale_factor=4), labels)
+    return vae.ImageData("folder", "quarters", part, part, part, tuple("abcd"))
+
+
+def brightest(images: torch.Tensor) -> torch.Tensor:
+    """Which quarter of each image is the brightest, (N,)."""
+    return F.avg_pool2d(images, 4).flatten(1).argmax(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Faults for real: kill -9, damaged files, full disks, no permission, no network.
+"""Faults for real: kill -9, damaged files, full disks.
 
     python tests/faults.py              about ten minutes; writes figures/faults.json
     python tests/faults.py --times 1    each of them once; --only WORD: those with it in their name
@@ -10,7 +10,6 @@ file is refused in one sentence, or the damage makes no difference; images are t
 
 import argparse
 import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -26,23 +25,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-import torch._dynamo  # every optimiser imports it: here once, not in every child
-from conftest import ROOT, SMALL, isolate, take
-from painting import paint_noise
-from test_runs import KINDS, change, same_weights, without_seconds
+import torch._dynamo  # noqa: F401  every optimiser imports it: here once, not in every child
+from conftest import ROOT, SMALL, isolate, same_weights, take
+from painting import paint_noise, same
+from test_runs import KINDS, change, without_seconds
 
 import vae_helpers as vae
 from support import runs
-
-
-def obey_permissions():
-    """Give up what lets root write everywhere; what root owns it can still read."""
-    if os.geteuid() == 0:
-        version_3, this_process = 0x20080522, 0
-        header = (ctypes.c_uint32 * 2)(version_3, this_process)
-        no_capabilities = (ctypes.c_uint32 * 6)()
-        assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
 
 
 def in_child(work, seconds=None):
@@ -116,9 +105,7 @@ class Lab:
 
     def check_images(self):
         current = self.load_images()
-        for name in ("train", "val", "test"):
-            images = getattr(current, name).images
-            assert torch.equal(images, getattr(self.pictures, name).images), "other images"
+        assert same(current, self.pictures), "other images"
 
 
 def killed_at_a_random_time(lab):
@@ -187,55 +174,32 @@ def damaged_cache(lab):
     assert damaged.read_bytes() == lab.cache.read_bytes(), "not made again"
 
 
-def cannot_write(lab, permission):
-    """No room or no permission, from a random epoch on and for the cache."""
+def disk_full(lab):
+    """From a random epoch on, and for the cache: no file may grow longer than a random length."""
     kind, folder = lab.new_run()
-    cache = lab.new_cache()
-    folder.mkdir()
+    lab.new_cache()
     first = lab.random.randrange(3)
     length = lab.random.randrange(lab.cache.stat().st_size)  # smaller than the weights
 
     def forbid(epoch):
-        if epoch == first and permission:
-            folder.chmod(0o555)
-        elif epoch == first:
+        if epoch == first:
             resource.setrlimit(resource.RLIMIT_FSIZE, (length, length))
 
     def work():
-        if permission:
-            obey_permissions()
-        with pytest.raises(OSError, match="Permission denied|too large"):
+        with pytest.raises(OSError, match="too large"):
             forbid(0)
             lab.train(kind, folder, forbid)
         lab.check_images()
 
-    cache.chmod(0o555 if permission else 0o755)
     assert in_child(work) == 0
-    folder.chmod(0o755)
     lab.check_end(kind, folder)
-
-
-def no_network(lab):
-    """It is said what was tried and what helps; drawn shapes stand in where that is asked for."""
-    name = lab.random.choice(["cifar10", "mnist", "fashion_mnist", "celeba"])
-
-    def work():
-        for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            os.environ[proxy] = "http://127.0.0.1:9"  # nobody listens there
-        with pytest.raises(vae.DatasetUnavailable, match="Three ways out"):
-            vae.load_dataset(name)
-        assert vae.load_dataset(name, or_shapes=True).name == "shapes"
-
-    assert in_child(work) == 0
 
 
 FAULTS = {  # what the documentation calls it → the fault, and how often it is tried
     "`kill -9` at a random time of a training, then resumed": (killed_at_a_random_time, 100),
     "`kill -9` at a random write of a training, then resumed": (killed_at_a_random_write, 60),
     "file of the cache cut or changed": (damaged_cache, 200),
-    "disk full, in a training and for the cache": (partial(cannot_write, permission=False), 40),
-    "no permission to write, likewise": (partial(cannot_write, permission=True), 20),
-    "no network": (no_network, 10),
+    "disk full, in a training and for the cache": (disk_full, 40),
 }
 for file in (runs.UNFINISHED, "model.safetensors", "model.json"):
     FAULTS[f"`{file}` cut or changed"] = (partial(damaged_run, file=file), 400)

@@ -3,22 +3,13 @@ say which image it sees, whatever became of the file."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import pickle
 import shutil
-import struct
-import sys
-import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
-
-from support.basics import import_torchvision
 
 SPLITS = ("train", "val", "test")
 LAYOUTS = {
@@ -72,12 +63,6 @@ def zip_folder(folder: Path, path: Path) -> Path:
     return path
 
 
-def damaged(path: Path) -> None:
-    """A file that begins like a zip and ends at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"PK\x03\x04 cut short")
-
-
 # ── What was loaded ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -114,72 +99,35 @@ def same(a, b) -> bool:
     return all(torch.equal(one, other) for one, other in pairs)
 
 
-# ── The files of known data sets ─────────────────────────────────────────────────────────────────
+# ── The known data sets ──────────────────────────────────────────────────────────────────────────
 
 
 def numbered(*shape: int) -> np.ndarray:
     """30 images of random pixels with their numbers in the first one; 20 to 29 are for testing."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, *shape), np.uint8)
-    pixels[:, 0, 0, 0] = np.arange(30)
+    pixels.reshape(30, -1)[:, 0] = np.arange(30)
     return pixels
 
 
-def downloads() -> dict[str, bytes]:
-    """The files of MNIST, Fashion-MNIST and CIFAR-10 by name, the last packed and unpacked."""
-    labels = np.arange(30, dtype=np.uint8) % 10
-    files = {}
-    pixels = numbered(28, 28, 1)
-    for prefix, part in (("train", slice(20)), ("t10k", slice(20, 30))):
-        count = len(labels[part])
-        images = struct.pack(">IIII", 0x803, count, 28, 28) + pixels[part].tobytes()
-        classes = struct.pack(">II", 0x801, count) + labels[part].tobytes()
-        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(images)
-        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(classes)
+def small_download(base: type, *shape: int) -> type:
+    """torchvision's class with `numbered` images in place of a download, in the same folder."""
 
-    pixels = numbered(32, 32, 3).transpose(0, 3, 1, 2).reshape(30, -1)
-    batches = {"batches.meta": pickle.dumps({"label_names": list("abcdefghij")})}
-    parts = {f"data_batch_{i + 1}": slice(4 * i, 4 * i + 4) for i in range(5)}
-    for name, part in (parts | {"test_batch": slice(20, 30)}).items():
-        batch = {"data": pixels[part], "labels": labels[part].tolist()}
-        batches[name] = pickle.dumps(batch)
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in batches.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return files | batches | {"cifar-10-python.tar.gz": packed.getvalue()}
+    def init(self, root, train=True, download=False):
+        self.root = root
+        own = getattr(base, "base_folder", None)
+        folder = Path(root) / own if own else Path(self.raw_folder)
+        if download:
+            folder.mkdir(parents=True)
+        part = slice(20) if train else slice(20, 30)
+        self.data = numbered(*shape)[part]
+        self.targets = np.arange(30)[part] % 10
+        self.classes = list("abcdefghij")
 
-
-def serve(patch) -> SimpleNamespace:
-    """What torchvision's downloads receive: these files by name, or, while cut_off, half of them.
-
-    torchvision's own code fetches, checks and unpacks them. Replaced are the calls of urllib and
-    gdown, and the checksums: a file is whole when it has the bytes of the one that is served.
-    """
-    site = SimpleNamespace(files=downloads(), cut_off=False)
-
-    def fetch(url, path, *args):
-        content = site.files[Path(path).name]
-        Path(path).write_bytes(content[: len(content) // 2] if site.cut_off else content)
-
-    def fetch_from_drive(id, output, **options):
-        fetch(id, output)
-
-    def is_whole(path, md5):
-        return Path(path).read_bytes() == site.files[Path(path).name]
-
-    utils = import_torchvision().datasets.utils
-    patch.setattr(utils, "_urlretrieve", fetch)
-    patch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
-    patch.setattr(utils, "check_md5", is_whole)
-    patch.setitem(sys.modules, "gdown", SimpleNamespace(download=fetch_from_drive))
-    return site
+    return type(base.__name__, (base,), {"__init__": init})
 
 
 ATTRIBUTES = ("Bald", "Male", "Smiling")
 ATTRIBUTES_OF = [[i % 2 == 0, i % 3 == 0, i < 10] for i in range(50)]
-CELEBA_SPLITS = ["train"] * 14 + ["val"] * 3 + ["test"] * 3
 
 
 def write_attributes(folder: Path, rows=range(20)) -> None:
@@ -191,12 +139,6 @@ def write_attributes(folder: Path, rows=range(20)) -> None:
     (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
 
 
-def write_partition(folder: Path, splits=CELEBA_SPLITS) -> None:
-    """CelebA's table of splits, 0 to 2."""
-    lines = [f"{i + 1:06}.jpg {SPLITS.index(split)}\n" for i, split in enumerate(splits)]
-    (folder / "list_eval_partition.txt").write_text("".join(lines))
-
-
 def write_celeba(folder: Path) -> Path:
     """The official files: a zip of 20 images of 178x218, attributes and partition."""
     for i in range(20):
@@ -204,7 +146,9 @@ def write_celeba(folder: Path) -> Path:
     shutil.make_archive(folder / "img_align_celeba", "zip", folder, "img_align_celeba")
     shutil.rmtree(folder / "img_align_celeba")
     write_attributes(folder)
-    write_partition(folder)
+    splits = [0] * 14 + [1] * 3 + [2] * 3
+    lines = [f"{i + 1:06}.jpg {split}\n" for i, split in enumerate(splits)]
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
     return folder
 
 

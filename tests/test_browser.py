@@ -55,12 +55,3 @@ def test_play_morphs_one_image_into_the_other(lab):
     lab.watch(explorer)
     lab.wait_for_picture(explorer.locator(".widget-play button").first.click)
     lab.page.wait_for_function("window.waits.length > 2")
-
-
-@pytest.mark.parametrize("theme, dark", [("JupyterLab Dark", True), ("JupyterLab Light", False)])
-def test_labels_take_the_colour_of_the_theme(lab, theme, dark):
-    """The picture has its own white ground."""
-    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
-    lab.page.evaluate(change, theme)
-    colour = "getComputedStyle(document.querySelector('.widget-label')).color.match(/\\d+/)[0]"
-    lab.page.wait_for_function(f"light => ({colour} > 128) === light", arg=dark)

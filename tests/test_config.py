@@ -47,8 +47,7 @@ def test_a_config_is_refused_in_one_sentence_or_its_model_can_be_built_and_used(
         ({"arch": "fc"}, {"depth": 2, "width": 512}),
         ({"model": "beta_vae"}, {"beta": 4, "mmd": 0}),
         ({"model": "info_vae"}, {"beta": 0, "mmd": 1000, "likelihood": "bernoulli"}),
-        ({"model": "wae"}, {"beta": 0, "mmd": 10, "likelihood": "squared_error"}),
-        ({"model": "wae", "dataset": "celeba"}, {"mmd": 100}),
+        ({"model": "wae", "dataset": "celeba"}, {"mmd": 100, "likelihood": "squared_error"}),
         ({"model": "vq_vae"}, {"beta": 1, "codebook": 512, "prior_width": 192, "depth": 2}),
         ({"model": "grid_vae", "epochs": 7}, {"beta": 1, "prior_epochs": 7, "depth": 2}),
     ],
@@ -59,21 +58,6 @@ def test_what_is_left_out_follows_from_data_and_model(choices, expected):
     assert dataclasses.asdict(config) | expected == dataclasses.asdict(config)
 
 
-@pytest.mark.parametrize(
-    "choices, reason",
-    [
-        ({"arch": "fc", "width": 3, "depth": 3}, "need a width of at least 4, not 3"),
-        ({"batch_size": 1, "norm": "batch"}, "use batch_size >= 2"),
-        ({"codebook": 9}, "codebook is for model vq_vae, not vae"),
-        ({"prior_width": 9}, "prior_width are for models grid_vae and vq_vae, not vae"),
-        ({"data_dir": "photos"}, "set VAE_DATA"),
-    ],
-)
-def test_choices_that_contradict_each_other_are_refused(choices, reason):
-    with pytest.raises(vae.VAEError, match=reason):
-        vae.Config(**choices)
-
-
 def test_run_names_stay_and_are_alike_for_equal_numbers():
     assert vae.Config().run_name == "cifar10-conv-vae-z128-beta1-seed0-a08050d2"
     wae = vae.Config(dataset="celeba", model="wae", latent_dim=64, seed=3)
@@ -81,12 +65,8 @@ def test_run_names_stay_and_are_alike_for_equal_numbers():
     for one in (1, 1.0, np.float32(1), np.int64(1)):  # of a notebook, train.py, a sweep
         assert vae.Config(beta=one).run_name == vae.Config().run_name
     assert vae.Config(ema=0.9).run_name != vae.Config().run_name
-
-
-def test_replace_makes_an_autoencoder_of_a_vae_but_not_of_one_with_a_beta():
+    # replace copies a beta of 1, which an autoencoder does not have
     assert dataclasses.replace(vae.Config(), model="ae") == vae.Config(model="ae")
-    with pytest.raises(vae.VAEError, match="model ae has none: leave it out"):
-        dataclasses.replace(vae.Config(beta=4), model="ae")
 
 
 def test_config_for_follows_the_data_and_the_environment(shapes, monkeypatch):
@@ -98,15 +78,6 @@ def test_config_for_follows_the_data_and_the_environment(shapes, monkeypatch):
     assert (fast.epochs, fast.max_images) == (1, 192)
     monkeypatch.setenv("VAE_EPOCHS", "7")
     assert vae.config_for(shapes, epochs=30).epochs == 7
-    for text in ("0", "-3", "many", "1.5", "²"):
-        monkeypatch.setenv("VAE_EPOCHS", text)
-        with pytest.raises(vae.VAEError, match="epochs must be a whole number"):
-            vae.config_for(shapes)
-
-
-def test_a_model_is_known_once_it_is_registered(monkeypatch):
-    with pytest.raises(vae.VAEError, match="model must be one of vae, .*, not 'mine'"):
-        vae.Config(model="mine")
-    monkeypatch.setitem(vae.MODELS, "mine", type("Mine", (vae.BetaVAE,), {}))
-    config = vae.Config(model="mine", width=4)
-    assert type(vae.build_model(config)).__name__ == "Mine"
+    monkeypatch.setenv("VAE_EPOCHS", "²")  # isdigit takes it for a number, int does not
+    with pytest.raises(vae.VAEError, match="epochs must be a whole number"):
+        vae.config_for(shapes)

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import SMALL
+from conftest import SMALL, brightest, of_seed, rand, randn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +15,6 @@ from support import family
 from support.family import mmd
 
 OF_MODELS = {"grid_vae": {"prior_width": 16}, "vq_vae": {"prior_width": 16, "codebook": 16}}
-
-
-def of_seed(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=of_seed(seed))
 
 
 @pytest.mark.parametrize("arch", ["conv", "fc"])
@@ -63,7 +54,7 @@ def test_mmd_of_two_samples_of_one_distribution_is_0_on_average():
 @pytest.mark.parametrize("name", ["info_vae", "wae"])
 def test_the_penalty_is_the_weighted_mmd_of_the_codes_and_draws_of_the_prior(name):
     model = vae.build_model(vae.Config(model=name, mmd=30, width=4, latent_dim=3))
-    out = model(torch.rand(8, 3, 32, 32, generator=of_seed(0)), of_seed(0))
+    out = model(rand(8, 3, 32, 32), of_seed(0))
     penalty = model.penalty(out, of_seed(1))
     torch.testing.assert_close(penalty, 30 * mmd(out.z, randn(8, 3, seed=1)))
 
@@ -82,44 +73,14 @@ def test_labels_become_conditions(shapes):
     assert condition.argmax(1).tolist() == shapes.test.labels[:, 0].tolist()
 
 
-@pytest.mark.parametrize("labels", [None, [0, 3], [-1, 0], [0.5, 0.5], [[0, 1], [1, 0]]], ids=str)
-def test_missing_or_unknown_labels_are_refused_in_one_sentence(labels):
-    labels = labels and torch.tensor(labels)
-    with pytest.raises(vae.VAEError, match=r"^[^\n]*label[^\n]*\.$"):
-        vae.encode_images(cvae(conditions=3), torch.zeros(2, 3, 8, 8), labels)
-
-
-def test_one_code_alone_is_decoded_with_one_label(shapes):
-    model = vae.build_model(vae.config_for(shapes, model="cvae", latent_dim=4, width=8))
-    z, label = torch.zeros(4), torch.tensor([1])
-    torch.testing.assert_close(
-        vae.decode_images(model, z, label), vae.decode_images(model, z[None], label)[0]
-    )
-
-
-def test_images_without_labels_are_refused(shapes):
-    flat = dataclasses.replace(shapes, name="folder", title="holiday", label_names=("",))
-    with pytest.raises(vae.VAEError, match="none in holiday: sort the images into one folder"):
-        vae.config_for(flat, model="cvae")
-    with pytest.raises(vae.VAEError, match="config_for"):
-        cvae()
-
-
-def test_the_label_decides_which_quarter_is_bright_whatever_the_code():
-    """Four classes: which quarter of an 8x8 image is bright. How bright is left to z."""
-    labels = torch.arange(512) % 4
-    brightness = torch.linspace(150, 250, 512).reshape(-1, 1, 1, 1)
-    quarters = F.one_hot(labels, 4).reshape(-1, 1, 2, 2) * brightness
-    images = F.interpolate(quarters.byte(), scale_factor=4)
-    part = vae.Split(images, labels)
-    data = vae.ImageData("folder", "quarters", part, part, part, tuple("abcd"))
+def test_the_label_decides_which_quarter_is_bright_whatever_the_code(quarters):
+    images, labels = quarters.train
     model = cvae(conditions=4, channels=1, dataset="folder", batch_size=16, lr=5e-3)
-    vae.fit(model, data, model.config)
+    vae.fit(model, quarters, model.config)
     mu, _ = vae.encode_images(model, images, labels)
     for z in (mu, vae.sample_latents(512, 2)):
         switched = vae.decode_images(model, z, (labels + 1) % 4)
-        brightest = F.avg_pool2d(switched, 4).flatten(1).argmax(1)
-        assert (brightest == (labels + 1) % 4).float().mean() > 0.8
+        assert (brightest(switched) == (labels + 1) % 4).float().mean() > 0.8
 
 
 def test_labels_are_named_by_class_or_attribute(shapes):
@@ -137,13 +98,4 @@ def test_labels_are_named_by_class_or_attribute(shapes):
     assert young[:, 2].all()
     assert 0.3 < young[:, 0].mean() < 0.7  # all else as often as in such images
     assert torch.equal(young, family.labels_of(people, "Young", 300))
-    with pytest.raises(vae.VAEError, match="no label 'Bald'.*Male, Smiling, Young"):
-        family.labels_of(people, "Bald", 1)
-    with pytest.raises(vae.VAEError, match="No training image has Male,Smiling together"):
-        family.labels_of(people, "Male,Smiling", 1)
-    animals = dataclasses.replace(
-        shapes, name="cifar10", label_names=("cat", "dog"), train=vae.Split(images, classes)
-    )
-    assert family.labels_of(animals, "dog", 2).tolist() == [[0, 1]] * 2
-    with pytest.raises(vae.VAEError, match="one class"):
-        family.labels_of(animals, "dog,cat", 1)
+    assert family.labels_of(shapes, "rectangle", 2).tolist() == [[0, 1, 0]] * 2

@@ -61,12 +61,6 @@ class TestEach:
     def test_was_run_on_real_images(self, path):
         assert "synthetic" not in printed(path)
 
-    def test_explains_more_than_it_runs(self, path):
-        words = {}
-        for kind in ("markdown", "code"):
-            words[kind] = sum(len(cell.source.split()) for cell in cells(path, kind))
-        assert words["markdown"] > words["code"]
-
     def test_is_a_student_s_half_hour_in_cells_that_can_be_read_aloud(self, path):
         markdown = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
         lengths = []

@@ -5,12 +5,13 @@ import io
 import numpy as np
 import pytest
 import torch
+from conftest import rand
 from PIL import Image
 
 import vae_helpers as vae
-from support import family, network_drawing
+from support import network_drawing
 
-STRIP = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+STRIP = rand(5, 3, 8, 8)
 pytestmark = [
     pytest.mark.filterwarnings("error::UserWarning"),  # what matplotlib warns with
     pytest.mark.filterwarnings("ignore:.*deprecated"),  # pyparsing, through matplotlib 3.10.0
@@ -18,9 +19,8 @@ pytestmark = [
 
 
 def drawn(fig):
-    """The panels of a figure, which has its title and can be drawn."""
+    """The panels of a figure that can be drawn."""
     fig.canvas.draw()
-    assert fig.get_suptitle().startswith("TITLE") or fig.axes[0].get_title() == "TITLE"
     return fig.axes
 
 
@@ -96,8 +96,8 @@ def test_rows_stand_beside_their_labels_and_below_the_labels_of_their_columns():
     assert np.array_equal(rows(fig)[label], vae.image_grid(STRIP))
     assert np.array_equal(rows(fig)["b"], vae.image_grid(STRIP[:3]))
     first = fig.axes[0]
-    assert first.yaxis.label.get_window_extent().x0 >= 0  # the label is not cut
-    assert first.get_window_extent().width / fig.dpi > 5 * 0.4  # nor squeezes the images
+    assert first.yaxis.label.get_window_extent().x0 >= 0
+    assert first.get_window_extent().width / fig.dpi > 5 * 0.4
     assert first.get_xticks() == pytest.approx([5.5, 15.5, 25.5, 35.5, 45.5], abs=1)  # centres
 
 
@@ -114,24 +114,23 @@ def test_pictures_stand_below_their_originals_in_a_row_or_in_a_grid(model, shape
 
 def test_interpolations_stand_between_the_two_originals_with_their_positions():
     black = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    fig = vae.display_interpolated_images({"a": STRIP, "b": STRIP}, (black, black + 255), "TITLE")
+    fig = vae.display_interpolated_images({"a": STRIP, "b": STRIP}, (black, black + 255))
     expected = torch.cat([torch.zeros(1, 3, 8, 8), STRIP, torch.ones(1, 3, 8, 8)])
     assert np.array_equal(rows(fig)["b"], vae.image_grid(expected))
     texts = [label.get_text() for label in fig.axes[0].get_xticklabels()]
     assert texts == ["original", "0", "0.25", "0.5", "0.75", "1", "original"]
 
 
-def test_a_history_shows_validation_and_training_and_one_epoch_as_a_point():
-    losses = {"epoch": 1}
+def test_a_history_shows_validation_solid_and_training_dashed():
+    losses = {}
     for number, part in enumerate(("reconstruction", "kl", "total")):
         losses |= {f"val_{part}_nats": number, f"train_{part}_nats": number + 9}
-    histories = {"conv": [losses, losses | {"epoch": 2}], "fc": [losses]}
-    for number, ax in enumerate(drawn(vae.plot_history(histories, "TITLE"))):
-        solid, dashed, point, _ = ax.lines
+    history = [losses | {"epoch": 1}, losses | {"epoch": 2}]
+    for number, ax in enumerate(drawn(vae.plot_history({"conv": history}, "TITLE"))):
+        solid, dashed = ax.lines
         assert solid.get_xydata().tolist() == [[1, number], [2, number]]
         assert dashed.get_xydata().tolist() == [[1, number + 9], [2, number + 9]]
         assert [solid.get_linestyle(), dashed.get_linestyle()] == ["-", "--"]
-        assert [solid.get_marker(), point.get_marker()] == ["None", "o"]
 
 
 def test_the_axes_of_a_history_fit_what_comes_after_the_first_epoch():
@@ -157,7 +156,6 @@ def test_along_a_path_values_stand_at_images_and_steps_between_them(steps, posit
     (ax,) = drawn(vae.plot_along_path(path, "TITLE", "distance", {"mean": 2.5}, steps))
     np.testing.assert_allclose(ax.lines[0].get_xydata().T, [positions, [1, 3, 2]])
     assert list(ax.lines[1].get_ydata()) == [2.5, 2.5]
-    assert [ax.get_ylabel(), ax.texts[0].get_text()] == ["distance", "mean"]
 
 
 def test_rate_and_distortion_are_joined_in_the_order_of_the_rate_the_others_not():
@@ -176,17 +174,3 @@ def test_the_aggregate_posterior_is_sorted_by_kl(model, shapes):
     assert [bar.get_height() for bar in bars.patches] == posterior.kl_nats[order].tolist()
     assert points.lines[0].get_ydata().tolist() == posterior.std[order].tolist()
     assert points.lines[1].get_ydata().tolist() == posterior.mean[order].tolist()
-
-
-def test_a_conditional_model_is_shown_class_by_class_and_with_an_attribute_switched():
-    config = vae.Config(dataset="celeba", model="cvae", conditions=3, image_size=8, latent_dim=2)
-    model = vae.build_model(config)
-    shown = rows(family.plot_classes(model, "abc", "TITLE", latents=2))
-    x_hat = vae.decode_images(model, model.draw_codes(2)[1].expand(3, 2), torch.arange(3))
-    assert np.array_equal(shown["z 2"], vae.image_grid(x_hat))
-    labels = torch.tensor([[1, 0, 0]] * 5)
-    names = ["Male", "Wavy_Hair", "Hat"]
-    shown = rows(family.plot_attributes(model, STRIP, labels, names, names[1:2], "TITLE"))
-    assert list(shown) == ["original", "reconstruction", "no Wavy Hair", "Wavy Hair"]
-    assert np.array_equal(shown["reconstruction"], shown["no Wavy Hair"])
-    assert not np.array_equal(shown["reconstruction"], shown["Wavy Hair"])

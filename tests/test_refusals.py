@@ -1,5 +1,6 @@
 """What a user gets wrong is refused where it enters, in one sentence that says what to do."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,18 +10,44 @@ from conftest import SMALL
 import evaluate
 import train
 import vae_helpers as vae
-from support import runs
+from support import family, runs, sliders
 
 IMAGE = torch.zeros(3, 32, 32)
 IMAGES = torch.zeros(2, 3, 32, 32)
+SHAPES = ["--dataset", "shapes"]
 
 
 def build(**choices):
     return vae.build_model(vae.Config(dataset="shapes", **SMALL, **choices))
 
 
+def encode(images=IMAGES, labels=None, **choices):
+    if labels is not None:
+        choices = {"model": "cvae", "conditions": 3}
+        labels = torch.tensor(labels)
+    return vae.encode_images(build(**choices), images, labels)
+
+
 def interpolate(**options):
     return vae.interpolate_images(build(), IMAGE, IMAGE, **options)
+
+
+def sample(model="vae", **region):
+    return vae.sample_images(build(model=model), 2, **region)
+
+
+def labels_of(text, name="celeba"):
+    """Of a data set whose labels are 0 and 1, in which no image has both."""
+    images, labels = torch.zeros(2, 3, 8, 8).byte(), torch.eye(2).bool()
+    part = vae.Split(images, labels if name == "celeba" else torch.arange(2))
+    data = vae.ImageData(name, "two images", part, part, part, ("Male", "Smiling"))
+    return family.labels_of(data, text, 1)
+
+
+def without_labels():
+    data = vae.load_dataset("shapes", max_images=4)
+    flat = dataclasses.replace(data, name="folder", title="holiday", label_names=("",))
+    return vae.config_for(flat, model="cvae")
 
 
 REFUSED = [
@@ -28,46 +55,61 @@ REFUSED = [
     (lambda: vae.Config(lr=math.nan), "a number from 1e-12"),
     (lambda: vae.Config(model="gan"), "one of vae, beta_vae"),
     (lambda: vae.Config(depth=6), "use depth 5 or less"),
+    (lambda: vae.Config(arch="fc", width=3, depth=3), "need a width of at least 4, not 3"),
     (lambda: vae.Config(arch="fc", norm="batch"), "are for arch conv"),
-    (lambda: vae.Config(model="ae", beta=2), "leave it out"),
+    (lambda: vae.Config(batch_size=1, norm="batch"), "use batch_size >= 2"),
+    (lambda: vae.Config(prior_width=9), "are for models grid_vae and vq_vae, not vae"),
+    (lambda: vae.Config(data_dir="photos"), "set VAE_DATA"),
+    (lambda: dataclasses.replace(vae.Config(beta=4), model="ae"), "has none: leave it out"),
     (lambda: build(model="cvae"), "config_for(data, model='cvae')"),
+    (without_labels, "none in holiday: sort the images into one folder"),
     (lambda: vae.load_dataset("imagenet"), "choose one of cifar10"),
     (lambda: vae.load_dataset("shapes", image_size=0), "a whole number from 2"),
+    (lambda: vae.load_dataset("shapes", max_images=10**6), "at most 612,900"),
     (lambda: vae.load_dataset("folder"), "needs --data_dir"),
     (lambda: vae.load_dataset("folder", data_dir="nowhere"), "Put your images there"),
-    (lambda: vae.encode_images(build(), IMAGES[..., 1:]), "resize them first"),
+    (lambda: encode(IMAGES[..., 1:]), "resize them first"),
+    (lambda: encode(IMAGES.permute(0, 2, 3, 1)), "resize them first"),
+    (lambda: encode(model="cvae", conditions=3), "hand in a label"),
+    (lambda: encode(labels=[0, 3]), "from 0 to 2"),
+    (lambda: encode(labels=[-1, 0]), "from 0 to 2"),
+    (lambda: encode(labels=[0] * 5), "give one for each"),
     (lambda: vae.decode_images(build(), torch.zeros(2, 5)), "decodes latents (..., 4)"),
     (lambda: interpolate(num_interpolations=1), "at least 2 images"),
     (lambda: interpolate(method="cubic"), "must be linear or spherical"),
-    (lambda: vae.sample_latents(2, 4, z_range=(2, -2)), "the lower first"),
-    (lambda: vae.sample_latents(2, 4, z_range=(2,)), "the lower first"),
-    (lambda: vae.sample_latents(2, 4, z_range=(-2, 2), radius=1), "Give one of"),
-    (lambda: vae.sample_latents(2, 4, radius=1, temperature=0.5), "Give one of"),
-    (lambda: vae.sample_images(build(model="vq_vae"), 2, radius=1), "its own prior"),
-    (lambda: vae.encode_images(build(model="cvae", conditions=3), IMAGES), "hand in a label"),
-    (
-        lambda: vae.encode_images(build(model="cvae", conditions=3), IMAGES, torch.tensor([0, 3])),
-        "from 0 to 2",
-    ),
-    (
-        lambda: vae.encode_images(build(model="cvae", conditions=3), IMAGES, torch.tensor([0] * 5)),
-        "give one for each",
-    ),
+    (lambda: sample(z_range=(2, -2)), "the lower first"),
+    (lambda: sample(z_range=(1, math.nan)), "the lower first"),
+    (lambda: sample(z_range=(-2, 2), radius=1), "Give one of"),
+    (lambda: sample("vq_vae", radius=1), "its own prior"),
+    (lambda: sample("grid_vae", temperature=0), "temperature must be above 0"),
+    (lambda: sample("grid_vae", top_k=10), "top_k is for model vq_vae"),
+    (lambda: labels_of("Bald"), "choose from Male, Smiling"),
+    (lambda: labels_of("Male,Smiling"), "ask for less"),
+    (lambda: labels_of("Male,Smiling", "cifar10"), "one class: give one name"),
+    (lambda: sliders.explore_region(build(model="vq_vae"), None), "take another model"),
     (lambda: vae.load_checkpoint("nowhere"), "name a folder of train.py"),
-    (lambda: runs.newest_run(), "train.py makes one"),
+    (runs.newest_run, "train.py makes one"),
     (lambda: train.main(["--epochs", "0"]), "from 1"),
     (lambda: train.main(["--preset", "worst"]), "one of assignment, best"),
     (lambda: train.main(["--out", __file__]), "name a folder"),
     (lambda: train.main(["--trials", "3"]), "are for --sweep"),
     (lambda: train.main(["--sweep", "beta=1,2", "--resume"]), "leave them out"),
+    (lambda: train.main(["--sweep", "beta=1,2", "--beta", "1"]), "contradict each other"),
+    (lambda: train.main(["--sweep", "depht=1,2"]), "must be one of model, "),
+    (lambda: train.main(["--sweep", "likelihood=bernoulli,gaussian"]), "must be one of model, "),
+    (lambda: train.main(["--sweep", "beta=1,high"]), "give values like"),
+    (lambda: train.main(["--sweep", "lr=1e-2..1e-4"]), "a range like"),
     (lambda: train.main(["--sweep", "latent_dim=1..5"]), "say with --trials"),
+    (lambda: train.main([*SHAPES, "--sweep", "model=vae,ae"]), "sweep such models apart"),
     (lambda: evaluate.main(["--num_samples", "0"]), "a whole number from 1"),
+    (lambda: evaluate.main(["--num_interpolations", "1"]), "a whole number from 2"),
     (lambda: evaluate.main(["--fid", "--quick"]), "give one of the two"),
+    (lambda: evaluate.main(["--fid", "nowhere.pth"]), "torch-fidelity"),
     (lambda: evaluate.main(["--run", "nowhere"]), "name a folder of train.py"),
 ]
 
 
-@pytest.mark.parametrize("call, way_out", REFUSED, ids=[way_out for _, way_out in REFUSED])
+@pytest.mark.parametrize("call, way_out", REFUSED, ids=[words for _, words in REFUSED])
 def test_a_mistake_is_refused_in_one_sentence_that_says_what_to_do(call, way_out):
     with pytest.raises(vae.VAEError) as caught:
         call()
@@ -78,8 +120,26 @@ def test_a_mistake_is_refused_in_one_sentence_that_says_what_to_do(call, way_out
 
 
 @pytest.mark.parametrize("name", ["VAE_DEVICE", "VAE_PRECISION", "VAE_EPOCHS"])
-def test_a_wrong_variable_is_named_before_any_image_is_loaded(name, monkeypatch):
-    monkeypatch.setenv(name, "abacus")
+@pytest.mark.parametrize("value", ["abacus", "0.5"])
+def test_a_wrong_variable_is_named_before_any_image_is_loaded(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
     monkeypatch.setattr(vae, "load_dataset", None)
     with pytest.raises(vae.VAEError, match=f"{name} must|epochs must"):
         train.main(["--dataset", "shapes"])
+
+
+@pytest.mark.parametrize("script, flag", [(train, "--epochs"), (evaluate, "--num_samples")])
+def test_a_mistake_ends_a_script_in_one_line_and_exit_code_2(script, flag, capsys):
+    with pytest.raises(SystemExit) as end:
+        runs.run_script(lambda: script.main([flag, "0"]))
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_several_processes_are_refused_for_a_learned_prior_and_for_a_sweep(monkeypatch):
+    monkeypatch.setattr(vae, "processes", lambda: (0, 2))
+    with pytest.raises(vae.VAEError, match="without torchrun"):
+        build(model="vq_vae")
+    with pytest.raises(vae.VAEError, match="without torchrun"):
+        train.main(["--sweep", "beta=1,2"])
