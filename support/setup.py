@@ -37,7 +37,7 @@ def run(*command: str | Path, **variables: str) -> None:
 
 def set_up() -> None:
     """Make the environment, unless it is there and was made from the same lists of packages."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  who runs it may have an older one
         sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12, or start that one.")
     constraints = os.environ.get("CONSTRAINTS")
     wanted = (ROOT / "requirements.txt").read_text(encoding="utf-8")
