@@ -70,13 +70,13 @@ def project(folder: Path, whole: bool) -> Path:
 
 def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
     """Move the sliders of the last explorer, and say what was seen."""
-    picture = page.locator("img.widget-image, .widget-image img").last
+    picture = page.locator("img.widget-image").last
     picture.wait_for(timeout=300_000)
     handles = page.locator(".widget-slider .noUi-handle, .widget-slider .ui-slider-handle")
     moved = 0
     for handle in handles.all():
         before = picture.get_attribute("src")
-        handle.focus()
+        handle.click()  # Notebook 7 first makes the cell active, and a handle loses a mere focus
         for key in ("ArrowRight", "ArrowLeft"):
             page.keyboard.press(key)
             page.wait_for_function(
@@ -86,8 +86,8 @@ def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
             )
             before = picture.get_attribute("src")
             moved += 1
+    picture.scroll_into_view_if_needed()
     if screenshot:
-        picture.scroll_into_view_if_needed()
         page.screenshot(path=screenshot)
     kind = "classic" if front_end == "nbclassic" else "lab"
     errors = page.locator(ERRORS[kind]).all_text_contents()
