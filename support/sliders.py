@@ -10,7 +10,6 @@ import base64
 import contextlib
 import io
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -92,15 +91,13 @@ def has_widgets() -> bool:
     """Whether somebody can move a slider.
 
     Nobody can in a script, nor where nbconvert, papermill or nbval sent the cell: their requests
-    say that input() has nobody to ask, and a widget would be dead text in what they store. So do
-    Voila's requests, whose page has widgets all the same; it names itself to its kernels.
+    say that input() has nobody to ask, and a widget would be dead text in what they store.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return False
     request = kernel.get_parent("shell").get("content", {})
-    is_voila = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
-    return is_voila or "google.colab" in sys.modules or request.get("allow_stdin", False)
+    return "google.colab" in sys.modules or request.get("allow_stdin", False)
 
 
 def set_controls(controls: Controls, **values) -> None:

@@ -76,7 +76,7 @@ def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
     moved = 0
     for handle in handles.all():
         before = picture.get_attribute("src")
-        handle.click()  # Notebook 7 first makes the cell active, and a handle loses a mere focus
+        handle.focus()
         for key in ("ArrowRight", "ArrowLeft"):
             page.keyboard.press(key)
             page.wait_for_function(
