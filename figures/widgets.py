@@ -62,12 +62,15 @@ ipywidgets.VBox([slider, screen])""",
 }
 
 
-class Lab:
-    """A page of JupyterLab in a browser."""
+PAGES = {"jupyterlab": "lab/tree", "notebook": "notebooks"}  # module of the server → its address
 
-    def __init__(self, page, server: dict[str, str]):
+
+class Lab:
+    """A page of JupyterLab, or of Notebook 7, in a browser."""
+
+    def __init__(self, page, address: str):
         self.page = page
-        self.server = server
+        self.address = address  # of notebooks, with {name}
 
     def run_all(self, path: Path, cells: list[str]) -> None:
         """Write a notebook of these cells, open it, and run it to its end."""
@@ -75,10 +78,12 @@ class Lab:
         notebook = nbformat.v4.new_notebook(cells=code)
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, path)
+        self.open_and_run(path.name)
+
+    def open_and_run(self, name: str) -> None:
+        """Open a notebook, named from the server's folder, and run it to its end."""
         self.page.set_default_timeout(300_000)  # ms
-        self.page.goto(
-            "{url}lab/tree/{name}?reset&token={token}".format(**self.server, name=path.name)
-        )
+        self.page.goto(self.address.format(name=name))
         kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
         self.page.wait_for_function(f"{kernel}?.status === 'idle'")
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
@@ -131,10 +136,8 @@ class Lab:
 
 
 @contextlib.contextmanager
-def open_lab(folder: Path) -> Iterator[Lab]:
-    """JupyterLab on a folder, in a browser. Its kernels find our modules."""
-    from playwright.sync_api import sync_playwright
-
+def open_lab(folder: Path, module: str = "jupyterlab") -> Iterator[Lab]:
+    """JupyterLab or Notebook on a folder, in a browser. Its kernels find our modules."""
     config = folder / ".config"  # the user's own stays untouched
     runtime = folder / ".runtime"
     settings = {
@@ -148,21 +151,30 @@ def open_lab(folder: Path) -> Iterator[Lab]:
     places = {"JUPYTER_CONFIG_DIR": str(config), "JUPYTER_RUNTIME_DIR": str(runtime)}
     environment = os.environ | places | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
     options = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1"]
-    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
+    command = [sys.executable, "-m", module, *options, f"--ServerApp.root_dir={folder}"]
     with contextlib.ExitStack() as stack:
         server = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         stack.callback(server.wait)
         stack.callback(server.terminate)
         while not list(runtime.glob("jpserver-*-open.html")):  # the last file that it writes
             if server.poll() is not None:
-                raise RuntimeError("JupyterLab did not start: python -m jupyterlab says why.")
+                raise RuntimeError(f"The server did not start: python -m {module} says why.")
             time.sleep(0.2)
         info = json.loads(next(runtime.glob("jpserver-*.json")).read_text())
-        chromium = stack.enter_context(sync_playwright()).chromium
-        browser = chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        stack.callback(browser.close)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        yield Lab(page, info)
+        address = f"{info['url']}{PAGES[module]}/{{name}}?reset&token={info['token']}"
+        yield Lab(stack.enter_context(open_page()), address)
+
+
+@contextlib.contextmanager
+def open_page() -> Iterator:
+    """An empty page of Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser.new_page(viewport={"width": 1280, "height": 1000})
+        browser.close()
 
 
 def main() -> None:

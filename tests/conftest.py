@@ -49,6 +49,9 @@ def isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
         patch.delenv(name, raising=False)
     for name in ("data", "runs", "cache"):
         patch.setenv(f"VAE_{name.upper()}", str(folder / name))
+    patch.setenv("KAGGLEHUB_CACHE", str(folder / "kagglehub"))
+    for package in ("kagglehub", "huggingface_hub"):  # they would really download
+        patch.setitem(sys.modules, package, None)
     patch.setenv("VAE_DEVICE", "cpu")
     patch.setenv("VAE_PRECISION", "float32")
     patch.setattr(runs, "RELEASED", folder / "released")

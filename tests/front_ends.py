@@ -1,0 +1,239 @@
+"""Task 2 in the front ends that people open it in, as a user opens it: python tests/front_ends.py
+
+    python tests/front_ends.py --screenshots FOLDER      all that are installed beside this Python
+    python tests/front_ends.py nbclassic colab           these only
+
+In a browser its cells up to the explorer are run: the explorer has to appear, and each move of a
+slider has to change the picture. Without a browser the whole notebook is executed. Nothing may
+print an error or a warning. It runs under VAE_FAST=1 on drawn shapes. Prints the rows of
+docs/front-ends.md, and ends with 1 when a front end that is installed does not work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "figures"))
+import widgets  # noqa: E402
+
+NOTEBOOK = "notebooks/Task2_Latent_Interpolation.ipynb"
+ERRORS = {  # where a front end shows errors, and what is printed to stderr
+    "lab": "[data-mime-type$='.error'], [data-mime-type$='.stderr']",
+    "classic": ".output_error, .output_stderr",
+}
+COLAB = """import sys, types
+output = types.SimpleNamespace(enable_custom_widget_manager=lambda: print("widget manager on"))
+sys.modules["google.colab"] = types.SimpleNamespace(output=output)
+sys.modules.setdefault("google", types.ModuleType("google")).colab = sys.modules["google.colab"]
+"""
+
+
+# What the explorer needs: the set-up cell, data and model, the choice of two images.
+NEEDED = ("import vae_helpers", "load_dataset", "INDEX_A, INDEX_B = ", "sliders.explore_")
+
+
+def project(folder: Path, whole: bool) -> Path:
+    """The project as links, with a copy of the notebook, whole or its explorer, and no outputs."""
+    for name in ("vae_helpers.py", "support", "checkpoints"):
+        (folder / name).symlink_to(ROOT / name)
+    notebook = nbformat.read(ROOT / NOTEBOOK, 4)
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+            cell.execution_count = None
+            if whole or any(part in cell.source for part in NEEDED):
+                cells.append(cell)
+    notebook.cells = cells
+    path = folder / NOTEBOOK
+    path.parent.mkdir()
+    nbformat.write(notebook, path)
+    return path
+
+
+# ── In a browser ─────────────────────────────────────────────────────────────────────────────────
+
+
+def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
+    """Move the sliders of the last explorer, and say what was seen."""
+    picture = page.locator("img.widget-image").last
+    picture.wait_for(timeout=300_000)
+    handles = page.locator(".widget-slider .noUi-handle, .widget-slider .ui-slider-handle")
+    moved = 0
+    for handle in handles.all():
+        before = picture.get_attribute("src")
+        handle.focus()
+        for key in ("ArrowRight", "ArrowLeft"):
+            page.keyboard.press(key)
+            page.wait_for_function(
+                "before => [...document.querySelectorAll('.widget-image')].at(-1).src !== before",
+                arg=before,
+                timeout=30_000,
+            )
+            before = picture.get_attribute("src")
+            moved += 1
+    picture.scroll_into_view_if_needed()
+    if screenshot:
+        page.screenshot(path=screenshot)
+    kind = "classic" if front_end == "nbclassic" else "lab"
+    errors = page.locator(ERRORS[kind]).all_text_contents()
+    if errors or not moved:
+        raise RuntimeError(f"{moved} slider moves; errors: {errors}")
+    return f"explorer shown, {moved} of {moved} slider moves changed the picture, no error"
+
+
+def lab(path: Path, screenshot: Path | None, module: str = "jupyterlab") -> str:
+    with widgets.open_lab(path.parents[1], module) as opened:
+        opened.open_and_run(NOTEBOOK)
+        return move_sliders(opened.page, screenshot, module)
+
+
+def notebook(path: Path, screenshot: Path | None) -> str:
+    return lab(path, screenshot, "notebook")
+
+
+def nbclassic(path: Path, screenshot: Path | None) -> str:
+    options = ["--ServerApp.token=", f"--ServerApp.root_dir={path.parents[1]}", "--allow-root"]
+    with serve("nbclassic", "--no-browser", *options) as url, widgets.open_page() as page:
+        page.goto(f"{url}nbclassic/notebooks/{NOTEBOOK}")
+        page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=120_000)
+        page.evaluate("Jupyter.notebook.execute_all_cells()")
+        return move_sliders(page, screenshot, "nbclassic")
+
+
+def voila(path: Path, screenshot: Path | None) -> str:
+    with serve("voila", "--no-browser", str(path)) as url, widgets.open_page() as page:
+        page.set_default_timeout(300_000)
+        page.goto(url)
+        return move_sliders(page, screenshot, "voila")
+
+
+@contextlib.contextmanager
+def serve(module: str, *options: str) -> Iterator[str]:
+    """The address of a server, which ends afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", module, f"--port={port}", *options]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.2)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+# ── Without a browser ────────────────────────────────────────────────────────────────────────────
+
+
+def nbconvert(path: Path, screenshot: Path | None) -> str:
+    return execute(path, "nbconvert", "--to=notebook", "--execute", "--output=done", str(path))
+
+
+def papermill(path: Path, screenshot: Path | None) -> str:
+    done = str(path.with_name("done.ipynb"))
+    return execute(path, "papermill", "--cwd", str(path.parent), str(path), done)
+
+
+def colab(path: Path, screenshot: Path | None) -> str:
+    """Colab's versions, and its module google.colab as a stand-in."""
+    site = path.parents[1] / "colab"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(COLAB)
+    os.environ["PYTHONPATH"] = str(site)
+    try:
+        seen = nbconvert(path, None)
+    finally:
+        del os.environ["PYTHONPATH"]
+    if "widget manager on" not in path.with_name("done.ipynb").read_text():
+        raise RuntimeError("the set-up cell did not turn on Colab's widget manager")
+    return f"set-up cell turned on the widget manager (stand-in); {seen}"
+
+
+def execute(path: Path, *command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-500:])
+    pictures = 0
+    for cell in nbformat.read(path.with_name("done.ipynb"), 4).cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" or output.get("name") == "stderr":
+                raise RuntimeError(output.get("text") or output.evalue)
+            pictures += "image/png" in output.get("data", {})
+    return f"{pictures} pictures, no error"
+
+
+# ── The table ────────────────────────────────────────────────────────────────────────────────────
+
+# Front end → how it is tried, and the packages whose versions matter; the first has to be there.
+FRONT_ENDS = {
+    "jupyterlab": (lab, ["jupyterlab", "ipywidgets"]),
+    "notebook": (notebook, ["notebook", "ipywidgets"]),
+    "nbclassic": (nbclassic, ["nbclassic", "ipywidgets"]),
+    "voila": (voila, ["voila", "ipywidgets"]),
+    "nbconvert": (nbconvert, ["nbconvert"]),
+    "papermill": (papermill, ["papermill"]),
+    "colab": (colab, ["torch", "numpy", "matplotlib", "ipywidgets"]),
+}
+
+
+def try_out(name: str, screenshots: Path | None) -> str:
+    """What was seen in one front end. Raises what its driver raises."""
+    attempt = FRONT_ENDS[name][0]
+    screenshot = screenshots / f"{name}.png" if screenshots else None
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"VAE_FAST": "1", "TQDM_DISABLE": "1", "VAE_DEVICE": "cpu"}
+        for place in ("data", "runs", "cache"):
+            os.environ[f"VAE_{place.upper()}"] = str(Path(folder, f".{place}"))
+        os.environ["JUPYTER_CONFIG_DIR"] = str(Path(folder, ".config"))
+        whole = attempt in (nbconvert, papermill, colab)
+        return attempt(project(Path(folder), whole), screenshot)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="FRONT_END", help=", ".join(FRONT_ENDS))
+    parser.add_argument("--screenshots", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    if options.screenshots:
+        options.screenshots.mkdir(parents=True, exist_ok=True)
+    broken = False
+    print("| front end | versions | seen |\n| :-- | :-- | :-- |")
+    for name in options.names or FRONT_ENDS:
+        packages = FRONT_ENDS[name][1]
+        if not importlib.util.find_spec(packages[0]):
+            print(f"| {name} | | skipped: not installed |", flush=True)
+            continue
+        try:
+            seen = try_out(name, options.screenshots)
+        except Exception as error:  # drivers raise errors of all kinds
+            broken = True
+            seen = f"**broken**: {error}"
+        versions = ", ".join(f"{package} {version(package)}" for package in packages)
+        print(f"| {name} | {versions} | {seen} |", flush=True)
+    sys.exit(broken)
+
+
+if __name__ == "__main__":
+    main()
