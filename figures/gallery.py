@@ -266,7 +266,7 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / name, dpi=110)
+    figure.savefig(HERE / name)
     plt.close(figure)
     print(f"figures/{name}")
 

@@ -34,7 +34,7 @@ COMPARED = 200  # samples and test images whose nearest training image is measur
 
 
 def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / name, dpi=110)
+    figure.savefig(HERE / name)
     plt.close(figure)
     print(f"figures/{name}", flush=True)
 

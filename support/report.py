@@ -158,7 +158,7 @@ def enlarged_grid(images: Tensor, columns: int) -> Image.Image:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
     plt.close(figure)
 
 

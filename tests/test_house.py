@@ -16,6 +16,7 @@ BELOW = {
     "layout",
     "options",
     "shapes",
+    "sources",
     "images",
     "datasets",
     "hardware",
