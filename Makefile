@@ -1,5 +1,6 @@
 # make notebooks   set up if needed, run the three notebooks; the executed copies go to runs/notebooks/
 # make test        set up if needed, check the code, run all tests, compare the notebooks' marked cells
+# make page        set up if needed, build docs/index.html, the explorers that need no kernel
 # make release     train everything on the real data: committed outputs, checkpoints/, figures/, docs/
 #
 # The first two are support/setup.py, which also works where there is no make:
@@ -18,9 +19,13 @@ TASK3  := notebooks/Task3_CelebA_Latent_Sampling.ipynb
 RUN    := TQDM_DISABLE=1 $(BIN)/python -m nbconvert --to notebook --execute --log-level=ERROR --inplace \
           --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: notebooks test release
+.PHONY: notebooks test page release
 notebooks test:
 	$(PYTHON) -m support.setup $@
+
+page:
+	$(PYTHON) -m support.setup
+	$(BIN)/python -m support.webpage
 
 release:
 	$(PYTHON) -m support.setup
@@ -29,3 +34,4 @@ release:
 	$(BIN)/python checkpoints/release.py
 	$(BIN)/python figures/prior.py
 	$(BIN)/python figures/make.py
+	$(BIN)/python -m support.webpage --collect

@@ -336,6 +336,20 @@ def sliders() -> str:
     return table("explorer", rows, columns)
 
 
+def page() -> str:
+    titles = {
+        "first_picture": "the first picture, from the start of loading",
+        "cifar10_beta": "β of CIFAR-10",
+        "cifar10_position": "position between two images of CIFAR-10",
+        "face_position": "position between two faces",
+        "face_smile": "smile of a face",
+    }
+    numbers = read_json("figures/page.json")
+    rows = {title: numbers[name] for name, title in titles.items()}
+    columns = {"times": "{moves}", "median (ms)": "{median_ms:.0f}", "worst (ms)": "{worst_ms:.0f}"}
+    return table("slider", rows, columns)
+
+
 # ── theory_answers.md ───────────────────────────────────────────────────────────────────────────
 
 
@@ -442,6 +456,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "speed": speed,
     "sliders": sliders,
+    "page": page,
     "kl_term": kl_term,
     "gradients": gradients,
     "fixed_codes": fixed_codes,
