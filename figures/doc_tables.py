@@ -7,6 +7,7 @@ A table stands in a text between two markers, <!--name--> and <!--/name-->, whic
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,20 @@ def prior() -> str:
         row["MSE"] = f"{numbers['pictures']['mse']:.4f}"
         for name, key in columns.items():
             row[name] = f"{distances[key]:,.0f}" if key in distances else "–"
+        rows.append(row)
+    return vae.markdown_table(rows)
+
+
+def paths() -> str:
+    """How fast features change between two test images: the root of the path length."""
+    rows = []
+    for title, folder in QUALITY.items():
+        numbers, row = read_metrics(folder)["smoothness"], {"model": title}
+        for method in vae.METHODS:
+            speed = math.sqrt(numbers[f"ppl_{method}"])
+            error = numbers[f"ppl_{method}_se"] / (2 * speed)
+            row[f"speed, {method}"] = f"{speed:.1f} ± {error:.1f}"
+            row[f"unevenness, {method}"] = f"{numbers[f'step_unevenness_{method}']:.3f}"
         rows.append(row)
     return vae.markdown_table(rows)
 
@@ -445,6 +460,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "results": results,
     "quality": quality,
     "short_quality": short_quality,
+    "paths": paths,
     "prior": prior,
     "ablation": ablation,
     "networks": networks,
