@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
         "--preset",
         metavar=choices_shown(vae.PRESETS),
         default="assignment",
-        help="a named set of choices, which other flags override: the assignment's plain VAE, or "
-        "the best of its size on CIFAR-10 (default assignment)",
+        help="a named set of choices, which other flags override: the assignment's plain VAE, the "
+        "best of its size, or a grid of codes with a learned prior (default assignment)",
     )
     p.add_argument(
         "--out",

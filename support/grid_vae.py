@@ -1,8 +1,8 @@
 """The VAE with a grid of codes and a learned prior.
 
 It trains in two stages. In the first, encoder and decoder learn as in any VAE, with N(0, I) as the
-prior; in the second they stand still, and a transformer learns which codes occur together. What is
-minimised is the same bound in both, -log p(x|z) - log p(z) + log q(z|x).
+prior; in the second they stand still, and a transformer learns which codes occur together. With
+beta = 1 both minimise the same bound, -log p(x|z) - log p(z) + log q(z|x).
 
 Importing this file makes the model known to Config and build_model.
 """
