@@ -25,13 +25,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch._dynamo  # noqa: F401  every optimiser imports it: here once, not in every child
+import torch
+import torch._dynamo
 from conftest import ROOT, SMALL, isolate, same_weights, take
 from painting import paint_noise, same
 from test_runs import KINDS, change, without_seconds
 
 import vae_helpers as vae
 from support import runs
+
+# A forked child waits for ever for threads that only its parent has: there must be none.
+torch.set_num_threads(1)
 
 
 def in_child(work, seconds=None):
