@@ -87,8 +87,7 @@ def test_max_images_gives_so_many_training_images_and_the_title_says_so(all_shap
 # ── A folder or zip of images ────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("layout", painting.LAYOUTS)
-@pytest.mark.parametrize("top", ["", "a/b"])
+@pytest.mark.parametrize("layout, top", [*[(x, "") for x in painting.LAYOUTS], ("classes", "a/b")])
 def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, layout, top):
     folder = tree(tmp_path / "mine", layout, top)
     (folder / "notes.txt").write_text("no image")
@@ -107,12 +106,12 @@ def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, la
         assert (numbers(data.val), numbers(data.test)) == ([4, 5], [13, 19])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1"])
 def test_colour_modes_give_the_same_image_and_all_grey_ones_one_channel(tmp_path, mode):
     for i in range(4):
         painting.paint(tmp_path / "mine" / f"{i}.png", i, (7 + i, 31), mode)
     data = load_folder(tmp_path / "mine")
-    assert data.channels == (3 if mode in ("RGB", "RGBA", "P") else 1)
+    assert data.channels == (3 if mode in ("RGBA", "P") else 1)
     assert data.channels == 1 or all_numbers(data) == [0, 1, 2, 3]
 
 
@@ -233,14 +232,14 @@ def test_images_come_from_the_cache_until_a_file_or_the_size_changes(cached):
     assert load_folder(folder, 6).image_size == 6
 
 
-@pytest.mark.parametrize("damage", ["cut short", "another bit", "another program's"])
-def test_a_damaged_or_foreign_cache_is_rebuilt(cached, damage):
+def test_a_damaged_or_foreign_cache_is_rebuilt(cached):
     folder, data, file = cached
     content = file.read_bytes()
-    other = safetensors.torch.save({"images": torch.zeros(2)})
-    flipped = content[:-1] + bytes([content[-1] ^ 1])
-    file.write_bytes({"cut short": content[:-100], "another bit": flipped}.get(damage, other))
-    assert same(load_folder(folder), data) and file.read_bytes() == content
+    foreign = safetensors.torch.save({"images": torch.zeros(2)})
+    another_bit = content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (content[:-100], another_bit, foreign):
+        file.write_bytes(damaged)
+        assert same(load_folder(folder), data) and file.read_bytes() == content
 
 
 @pytest.mark.parametrize("error", [OSError, safetensors.SafetensorError])
@@ -283,8 +282,9 @@ def test_a_download_gives_the_pixels_and_labels_and_is_not_repeated(monkeypatch,
     assert all_images(data)[:, 0, 0, 0].sort().values.tolist() == list(range(30))
 
 
-@pytest.mark.parametrize("name", [*DOWNLOADED, "celeba"])
-@pytest.mark.parametrize("how", ["VAE_FAST", "download=False", "no network"])
+@pytest.mark.parametrize(
+    "name, how", [("cifar10", "VAE_FAST"), ("mnist", "download=False"), ("celeba", "no network")]
+)
 def test_without_a_download_it_says_what_was_tried_and_three_ways_out(
     tmp_path, monkeypatch, capsys, name, how
 ):
@@ -297,14 +297,8 @@ def test_without_a_download_it_says_what_was_tried_and_three_ways_out(
     assert data.name == "shapes" and data.image_size == 32 and "shapes" in data.title
     said = capsys.readouterr().out
     assert ("no route to host" if how == "no network" else "download: not allowed") in said
-    for part in (
-        tmp_path / "data",
-        f"{name}.zip",
-        "\n  1. put",
-        "\n  2. set VAE_DATA",
-        "\n  3. use",
-    ):
-        assert str(part) in said
+    for part in (f"{tmp_path / 'data'}", f"{name}.zip", "\n  1. put", "\n  2. set", "\n  3. use"):
+        assert part in said
 
 
 def test_a_jpeg_copy_is_called_so_and_nothing_is_written_beside_it(tmp_path):
