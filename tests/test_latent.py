@@ -35,8 +35,7 @@ def test_images_are_encoded_and_decoded_in_parts_as_they_are_alone(model, shapes
     torch.testing.assert_close(vae.decode_images(model, mu)[-48:], reconstructions)
 
 
-@pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
-@pytest.mark.parametrize("leading", [(), (5,), (2, 3, 2)])
+@pytest.mark.parametrize("leading, likelihood", list(zip([(), (5,), (2, 3, 2)], vae.LIKELIHOODS)))
 def test_decode_keeps_leading_dimensions_and_gives_images_from_0_to_1(leading, likelihood):
     model = untrained(likelihood=likelihood)
     z = 20 * randn(*leading, 4)

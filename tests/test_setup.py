@@ -28,19 +28,16 @@ def commands(tmp_path, monkeypatch):
     return done
 
 
-def test_uv_picks_the_build_of_pytorch_where_it_is_installed(commands):
+def test_uv_picks_the_build_of_pytorch_and_pip_takes_over_when_it_cannot(commands, monkeypatch):
     setup.set_up()
     (command,) = commands.commands
     assert command[0] == "uv" and "--torch-backend=auto" in command
-
-
-@pytest.mark.parametrize("uv", ["cannot reach its index", "is not installed"])
-def test_pip_takes_over_when_uv_cannot(commands, monkeypatch, uv):
     commands.uv_fails = True
-    if uv == "is not installed":
-        monkeypatch.setattr(setup.shutil, "which", lambda name: None)
-    setup.set_up()
+    setup.install(["torch"])
     assert commands.commands[-1][1:3] == ["-m", "pip"]
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)  # uv is not installed
+    setup.install(["numpy"])
+    assert commands.commands[-1][1:3] == ["-m", "pip"] and commands.commands[-1][-1] == "numpy"
 
 
 @pytest.mark.parametrize("constraints", ["", "tests/colab.txt"])
