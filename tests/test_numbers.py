@@ -10,9 +10,9 @@ from conftest import ROOT
 from torch import Tensor
 
 import vae_helpers as vae
-from figures import doc_tables, gallery, theory
+from figures import doc_tables, gallery, make, theory
 
-TEXTS = [path.relative_to(ROOT).as_posix() for path in doc_tables.TEXTS]
+TEXTS = [path.relative_to(ROOT).as_posix() for path in make.TEXTS]
 RELEASED = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/model.json"))
 # fmt: off
 CONSTANTS = {
@@ -91,7 +91,7 @@ def test_a_text_quotes_what_was_measured_and_shows_what_is_there(text):
     content = (ROOT / text).read_text()
     tables = "\n".join(re.findall(r"^\|.*", content, re.MULTILINE))
     assert unsourced(content, tables, numbers_in(sources(text))) == []
-    assert doc_tables.fill(content) == content, "python figures/make.py --texts fills the tables"
+    assert make.fill(content) == content, "python figures/make.py --texts fills the tables"
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", content):
         assert ((ROOT / text).parent / target).exists(), target
     # GitHub refuses some macros, and Markdown eats a backslash before punctuation.
