@@ -128,12 +128,3 @@ def test_along_a_path_values_stand_at_images_and_steps_between_them(steps, posit
     (ax,) = drawn(vae.plot_along_path(path, "TITLE", "distance", {"mean": 2.5}, steps))
     np.testing.assert_allclose(ax.lines[0].get_xydata().T, [positions, [1, 3, 2]])
     assert list(ax.lines[1].get_ydata()) == [2.5, 2.5]
-
-
-def test_rate_and_distortion_are_joined_in_the_order_of_the_rate_the_others_not():
-    others = {"wae": {"kl_nats": 9, "mse": 0.2}}
-    results = {"b": {"kl_nats": 30, "mse": 0.1}, "a": {"kl_nats": 3, "mse": 0.4}}
-    (ax,) = drawn(vae.plot_rate_distortion(results, "TITLE", others, "mse"))
-    assert ax.lines[0].get_xydata().tolist() == [[3, 0.4], [30, 0.1]]
-    assert ax.lines[1].get_xydata().tolist() == [[9, 0.2]]
-    assert [text.get_text() for text in ax.texts] == ["a", "b", "wae"]
