@@ -35,6 +35,15 @@ def test_images_are_encoded_and_decoded_in_parts_as_they_are_alone(model, shapes
     torch.testing.assert_close(vae.decode_images(model, mu)[-48:], reconstructions)
 
 
+def test_the_code_of_an_image_does_not_depend_on_the_others_in_any_mode(images):
+    """Batch normalisation compares the images of a batch, but only while it trains."""
+    model = untrained(norm="batch")
+    for measure in (vae.encode_images, vae.image_losses):
+        together = measure(model.train(), images)[1]
+        alone = measure(model.train(), images[:1])[1]
+        torch.testing.assert_close(together[:1], alone)
+
+
 @pytest.mark.parametrize("leading, likelihood", list(zip([(), (5,), (2, 3, 2)], vae.LIKELIHOODS)))
 def test_decode_keeps_leading_dimensions_and_gives_images_from_0_to_1(leading, likelihood):
     model = untrained(likelihood=likelihood)
