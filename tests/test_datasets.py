@@ -105,6 +105,12 @@ def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, la
         assert (numbers(data.val), numbers(data.test)) == ([4, 5], [13, 19])
 
 
+def test_an_image_keeps_its_pixels_in_axes_channel_row_column(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    loaded = load_copies(tmp_path / "mine", Image.fromarray(pixels), "png")
+    assert np.array_equal(loaded[0], pixels.transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1"])
 def test_colour_modes_give_the_same_image_and_all_grey_ones_one_channel(tmp_path, mode):
     for i in range(4):
