@@ -43,11 +43,11 @@ def one_cycle(step, steps, top):
     return top / 250_000 + (top - top / 250_000) * fall
 
 
-@pytest.mark.parametrize(
-    "choices", [{}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}], ids=str
-)
+@pytest.mark.parametrize("choices", [
+    {}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}, {"model": "info_vae", "mmd": 50}
+], ids=str)  # fmt: skip
 def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
-    """Adam on the mean of BCE + KL / 2 over batches of 50, 50, 50 and 42 images."""
+    """Adam on the mean of BCE + KL / 2, and the penalty, over batches of 50, 50, 50 and 42."""
     config = dataclasses.replace(config, seed=3, beta=0.5, batch_size=50, **choices)
     model, history = fit(shapes, config)
     by_hand = vae.build_model(config)
@@ -65,7 +65,7 @@ def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
             q = Normal(out.mu, torch.exp(0.5 * out.logvar))
             loss = bce + 0.5 * kl_divergence(q, Normal(0, 1)).sum()
             optimiser.zero_grad()
-            (loss / len(x)).backward()
+            (loss / len(x) + by_hand.penalty(out, noise)).backward()
             optimiser.step()
             decay = min(config.ema, (1 + n) / (10 + n)) if n else 0
             average = decay * average + (1 - decay) * weights(by_hand)
