@@ -63,6 +63,8 @@ def test_a_conditional_model_is_given_each_codes_label_and_half_of_two_half_way(
     torch.testing.assert_close(alone, each[1][0])
     path = vae.interpolate_images(model, images[0], images[1], 3, labels=labels)
     mu, _ = vae.encode_images(model, images[:2], labels)
+    swapped, _ = vae.encode_images(model, images[:2], labels.flip(0))
+    assert not torch.allclose(mu, swapped)  # the encoder reads them, too
     middle = vae.decode_images(model, mu.mean(0)[None], torch.tensor([[0.5, 0, 0.5]]))
     torch.testing.assert_close(path[1], middle[0])
 
