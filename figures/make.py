@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 import vae_helpers as vae
-from figures import doc_tables, theory
+from figures import doc_tables, theory, theory_tables
 from support import runs
 
 
@@ -59,22 +60,47 @@ def draw_tasks(cifar: vae.ImageData) -> None:
     save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
 
 
+# ── The tables of all texts ─────────────────────────────────────────────────────────────────────
+
+ROOT = HERE.parent
+TEXTS = (ROOT / "README.md", ROOT / "theory_answers.md", *sorted((ROOT / "docs").glob("*.md")))
+TABLES = doc_tables.TABLES | theory_tables.TABLES
+
+
+def fill(text: str) -> str:
+    """The text with every table between two markers written again. KeyError: no such table.
+
+    The markers, <!--name--> and <!--/name-->, are shown by no renderer.
+    """
+
+    def table(match: re.Match) -> str:
+        start, name, end = match.groups()
+        return f"{start}\n{TABLES[name]()}\n{end}"
+
+    return re.sub(r"(<!--(\w+)-->)\n.*?(<!--/\2-->)", table, text, flags=re.DOTALL)
+
+
+def fill_texts() -> None:
+    for path in TEXTS:
+        path.write_text(fill(path.read_text()))
+
+
 # ── The command ─────────────────────────────────────────────────────────────────────────────────
 
 
 def answer(part: str, cifar: vae.ImageData) -> None:
     """Draw and measure one question of theory_answers.md, and enter its numbers in theory.json."""
     if part == "q1":
-        figures, numbers = theory.question_1(load(doc_tables.BETAS), cifar)
+        figures, numbers = theory.question_1(load(theory_tables.BETAS), cifar)
     elif part == "q2":
         model = load({"conv": "cifar10_conv"})["conv"]
         figures, numbers = theory.question_2(model, cifar.test.images[:16])
     elif part == "q3":
-        figures, numbers = theory.question_3(load(doc_tables.AUTOENCODER_AND_VAE), cifar)
+        figures, numbers = theory.question_3(load(theory_tables.AUTOENCODER_AND_VAE), cifar)
     elif part == "plane":
         figures, numbers = theory.two_dimensions(vae.load_dataset("fashion_mnist"))
     else:
-        figures, numbers = theory.question_4(load(doc_tables.BETAS), cifar)
+        figures, numbers = theory.question_4(load(theory_tables.BETAS), cifar)
     for name, figure in figures.items():
         save(figure, name)
     path = HERE / "theory.json"
@@ -95,7 +121,7 @@ def main() -> None:
         cifar = vae.load_dataset("cifar10")
         for part in arguments.only:
             draw_tasks(cifar) if part == "tasks" else answer(part, cifar)
-    doc_tables.fill_texts()
+    fill_texts()
 
 
 if __name__ == "__main__":

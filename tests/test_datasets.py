@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import struct
 import sys
 from unittest.mock import Mock
 
@@ -87,8 +86,7 @@ def test_max_images_gives_so_many_training_images_and_the_title_says_so(all_shap
 # ── A folder or zip of images ────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("layout", painting.LAYOUTS)
-@pytest.mark.parametrize("top", ["", "a/b"])
+@pytest.mark.parametrize("layout, top", [*[(x, "") for x in painting.LAYOUTS], ("classes", "a/b")])
 def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, layout, top):
     folder = tree(tmp_path / "mine", layout, top)
     (folder / "notes.txt").write_text("no image")
@@ -107,12 +105,18 @@ def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, la
         assert (numbers(data.val), numbers(data.test)) == ([4, 5], [13, 19])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
+def test_an_image_keeps_its_pixels_in_axes_channel_row_column(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    loaded = load_copies(tmp_path / "mine", Image.fromarray(pixels), "png")
+    assert np.array_equal(loaded[0], pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1"])
 def test_colour_modes_give_the_same_image_and_all_grey_ones_one_channel(tmp_path, mode):
     for i in range(4):
         painting.paint(tmp_path / "mine" / f"{i}.png", i, (7 + i, 31), mode)
     data = load_folder(tmp_path / "mine")
-    assert data.channels == (3 if mode in ("RGB", "RGBA", "P") else 1)
+    assert data.channels == (3 if mode in ("RGBA", "P") else 1)
     assert data.channels == 1 or all_numbers(data) == [0, 1, 2, 3]
 
 
@@ -147,50 +151,23 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_a_file_that_cannot_be_read_is_named_skipped_and_counted(
-    tmp_path, capsys, monkeypatch, recwarn, kind, zipped
+    tmp_path, capsys, monkeypatch, recwarn, kind
 ):
+    """In a folder and in a zip, when it is decoded and when the others come from the cache."""
     monkeypatch.setattr(images, "LARGEST_FILE", 1 << 20)
     ghostscript = Mock(return_value=Image.new("RGB", (8, 8)).im)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
-    place = tree(tmp_path / "mine", "splits")
-    UNREADABLE[kind](place / "train" / "even" / "odd one.png")
-    if zipped:
-        place = painting.zip_folder(place, tmp_path / "mine.zip")
-    for _ in ("decoded", "from the cache"):
+    folder = tree(tmp_path / "mine", "splits")
+    UNREADABLE[kind](folder / "train" / "even" / "odd one.png")
+    archive = painting.zip_folder(folder, tmp_path / "mine.zip")
+    for place in (folder, folder, archive, archive):
         data = load_folder(place)
         assert all_numbers(data) == list(range(20)) and labels_follow(data, lambda n: n % 2)
         said = capsys.readouterr().out
         assert "1 of 21 files" in said and "train/even/odd one.png" in said
     assert not ghostscript.called and not list(recwarn)
-
-
-@pytest.mark.parametrize("place, value", [(16, 0), (24, 10)], ids=["checksum", "size"])
-def test_a_zip_with_a_damaged_member_never_gives_other_images(tmp_path, capsys, place, value):
-    archive = painting.zip_folder(tree(tmp_path / "mine", "flat"), tmp_path / "mine.zip")
-    content = bytearray(archive.read_bytes())
-    place += content.rindex(b"PK\x01\x02")  # the last member in the list of contents
-    content[place : place + 4] = struct.pack("<I", value)
-    archive.write_bytes(content)
-    assert all_numbers(load_folder(archive)) == list(range(19))
-    assert "1 of 20 files" in capsys.readouterr().out
-
-
-def test_names_that_are_not_utf8_are_read_and_printed(tmp_path, capsys):
-    """Files from an old Windows: Übung in Latin-1."""
-    folder = tmp_path / os.fsdecode(b"\xdcbungen")
-    try:
-        tree(folder, "classes")
-        (folder / "even").rename(folder / os.fsdecode(b"\xdcbung"))
-        (folder / "odd" / os.fsdecode(b"br\xfcchig.png")).write_bytes(b"broken")
-    except OSError:
-        pytest.skip("this file system knows no such names")
-    data = load_folder(folder)
-    said = capsys.readouterr().out
-    assert all_numbers(data) == list(range(20)) and "br\\udcfcchig.png" in said
-    "".join((data.title, *data.label_names, said)).encode()
 
 
 @pytest.mark.parametrize(
@@ -233,20 +210,20 @@ def test_images_come_from_the_cache_until_a_file_or_the_size_changes(cached):
     assert load_folder(folder, 6).image_size == 6
 
 
-@pytest.mark.parametrize("damage", ["cut short", "another bit", "another program's"])
-def test_a_damaged_or_foreign_cache_is_rebuilt(cached, damage):
+def test_a_damaged_or_foreign_cache_is_rebuilt(cached):
     folder, data, file = cached
     content = file.read_bytes()
-    other = safetensors.torch.save({"images": torch.zeros(2)})
-    flipped = content[:-1] + bytes([content[-1] ^ 1])
-    file.write_bytes({"cut short": content[:-100], "another bit": flipped}.get(damage, other))
-    assert same(load_folder(folder), data) and file.read_bytes() == content
+    foreign = safetensors.torch.save({"images": torch.zeros(2)})
+    another_bit = content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (content[:-100], another_bit, foreign):
+        file.write_bytes(damaged)
+        assert same(load_folder(folder), data) and file.read_bytes() == content
 
 
-@pytest.mark.parametrize("error", [OSError, safetensors.SafetensorError])
-def test_a_cache_that_cannot_be_written_only_prints(tmp_path, monkeypatch, capsys, error):
+def test_a_cache_that_cannot_be_written_only_prints(tmp_path, monkeypatch, capsys):
     """safetensors reports a full disk with an error of its own."""
-    monkeypatch.setattr(safetensors.torch, "save_file", Mock(side_effect=error("no space left")))
+    full = safetensors.SafetensorError("no space left")
+    monkeypatch.setattr(safetensors.torch, "save_file", Mock(side_effect=full))
     assert all_numbers(load_folder(tree(tmp_path / "mine", "flat"))) == list(range(20))
     assert "could not be cached" in capsys.readouterr().out
     assert list((tmp_path / "cache").iterdir()) == []
@@ -283,8 +260,9 @@ def test_a_download_gives_the_pixels_and_labels_and_is_not_repeated(monkeypatch,
     assert all_images(data)[:, 0, 0, 0].sort().values.tolist() == list(range(30))
 
 
-@pytest.mark.parametrize("name", [*DOWNLOADED, "celeba"])
-@pytest.mark.parametrize("how", ["VAE_FAST", "download=False", "no network"])
+@pytest.mark.parametrize(
+    "name, how", [("cifar10", "VAE_FAST"), ("mnist", "download=False"), ("celeba", "no network")]
+)
 def test_without_a_download_it_says_what_was_tried_and_three_ways_out(
     tmp_path, monkeypatch, capsys, name, how
 ):
@@ -297,14 +275,8 @@ def test_without_a_download_it_says_what_was_tried_and_three_ways_out(
     assert data.name == "shapes" and data.image_size == 32 and "shapes" in data.title
     said = capsys.readouterr().out
     assert ("no route to host" if how == "no network" else "download: not allowed") in said
-    for part in (
-        tmp_path / "data",
-        f"{name}.zip",
-        "\n  1. put",
-        "\n  2. set VAE_DATA",
-        "\n  3. use",
-    ):
-        assert str(part) in said
+    for part in (f"{tmp_path / 'data'}", f"{name}.zip", "\n  1. put", "\n  2. set", "\n  3. use"):
+        assert part in said
 
 
 def test_a_jpeg_copy_is_called_so_and_nothing_is_written_beside_it(tmp_path):

@@ -35,8 +35,16 @@ def test_images_are_encoded_and_decoded_in_parts_as_they_are_alone(model, shapes
     torch.testing.assert_close(vae.decode_images(model, mu)[-48:], reconstructions)
 
 
-@pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
-@pytest.mark.parametrize("leading", [(), (5,), (2, 3, 2)])
+def test_the_code_of_an_image_does_not_depend_on_the_others_in_any_mode(images):
+    """Batch normalisation compares the images of a batch, but only while it trains."""
+    model = untrained(norm="batch")
+    for measure in (vae.encode_images, vae.image_losses):
+        together = measure(model.train(), images)[1]
+        alone = measure(model.train(), images[:1])[1]
+        torch.testing.assert_close(together[:1], alone)
+
+
+@pytest.mark.parametrize("leading, likelihood", list(zip([(), (5,), (2, 3, 2)], vae.LIKELIHOODS)))
 def test_decode_keeps_leading_dimensions_and_gives_images_from_0_to_1(leading, likelihood):
     model = untrained(likelihood=likelihood)
     z = 20 * randn(*leading, 4)
@@ -55,6 +63,8 @@ def test_a_conditional_model_is_given_each_codes_label_and_half_of_two_half_way(
     torch.testing.assert_close(alone, each[1][0])
     path = vae.interpolate_images(model, images[0], images[1], 3, labels=labels)
     mu, _ = vae.encode_images(model, images[:2], labels)
+    swapped, _ = vae.encode_images(model, images[:2], labels.flip(0))
+    assert not torch.allclose(mu, swapped)  # the encoder reads them, too
     middle = vae.decode_images(model, mu.mean(0)[None], torch.tensor([[0.5, 0, 0.5]]))
     torch.testing.assert_close(path[1], middle[0])
 

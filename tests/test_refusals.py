@@ -1,7 +1,6 @@
 """What a user gets wrong is refused where it enters, in one sentence that says what to do."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -52,24 +51,16 @@ def without_labels():
 
 REFUSED = [
     (lambda: vae.Config(latent_dim=0), "a whole number from 1"),
-    (lambda: vae.Config(lr=math.nan), "a number from 1e-12"),
     (lambda: vae.Config(model="gan"), "one of vae, beta_vae"),
     (lambda: vae.Config(depth=6), "use depth 5 or less"),
-    (lambda: vae.Config(arch="fc", width=3, depth=3), "need a width of at least 4, not 3"),
-    (lambda: vae.Config(arch="fc", norm="batch"), "are for arch conv"),
     (lambda: vae.Config(batch_size=1, norm="batch"), "use batch_size >= 2"),
-    (lambda: vae.Config(prior_width=9), "are for models grid_vae and vq_vae, not vae"),
-    (lambda: vae.Config(data_dir="photos"), "set VAE_DATA"),
     (lambda: dataclasses.replace(vae.Config(beta=4), model="ae"), "has none: leave it out"),
     (lambda: build(model="cvae"), "config_for(data, model='cvae')"),
     (without_labels, "none in holiday: sort the images into one folder"),
-    (lambda: vae.load_dataset("imagenet"), "choose one of cifar10"),
-    (lambda: vae.load_dataset("shapes", image_size=0), "a whole number from 2"),
     (lambda: vae.load_dataset("shapes", max_images=10**6), "at most 612,900"),
     (lambda: vae.load_dataset("folder"), "needs --data_dir"),
     (lambda: vae.load_dataset("folder", data_dir="nowhere"), "Put your images there"),
     (lambda: encode(IMAGES[..., 1:]), "resize them first"),
-    (lambda: encode(IMAGES.permute(0, 2, 3, 1)), "resize them first"),
     (lambda: encode(model="cvae", conditions=3), "hand in a label"),
     (lambda: encode(labels=[0, 3]), "from 0 to 2"),
     (lambda: encode(labels=[-1, 0]), "from 0 to 2"),
@@ -78,7 +69,6 @@ REFUSED = [
     (lambda: interpolate(num_interpolations=1), "at least 2 images"),
     (lambda: interpolate(method="cubic"), "must be linear or spherical"),
     (lambda: sample(z_range=(2, -2)), "the lower first"),
-    (lambda: sample(z_range=(1, math.nan)), "the lower first"),
     (lambda: sample(z_range=(-2, 2), radius=1), "Give one of"),
     (lambda: sample("vq_vae", radius=1), "its own prior"),
     (lambda: sample("grid_vae", temperature=0), "temperature must be above 0"),
@@ -89,23 +79,16 @@ REFUSED = [
     (lambda: sliders.explore_region(build(model="vq_vae"), None), "take another model"),
     (lambda: vae.load_checkpoint("nowhere"), "name a folder of train.py"),
     (runs.newest_run, "train.py makes one"),
-    (lambda: train.main(["--epochs", "0"]), "from 1"),
-    (lambda: train.main(["--preset", "worst"]), "one of assignment, best"),
     (lambda: train.main(["--out", __file__]), "name a folder"),
-    (lambda: train.main(["--trials", "3"]), "are for --sweep"),
     (lambda: train.main(["--sweep", "beta=1,2", "--resume"]), "leave them out"),
     (lambda: train.main(["--sweep", "beta=1,2", "--beta", "1"]), "contradict each other"),
-    (lambda: train.main(["--sweep", "depht=1,2"]), "must be one of model, "),
-    (lambda: train.main(["--sweep", "likelihood=bernoulli,gaussian"]), "must be one of model, "),
     (lambda: train.main(["--sweep", "beta=1,high"]), "give values like"),
-    (lambda: train.main(["--sweep", "lr=1e-2..1e-4"]), "a range like"),
+    (lambda: train.main(["--sweep", "likelihood=bernoulli,gaussian"]), "must be one of model, "),
     (lambda: train.main(["--sweep", "latent_dim=1..5"]), "say with --trials"),
     (lambda: train.main([*SHAPES, "--sweep", "model=vae,ae"]), "sweep such models apart"),
     (lambda: evaluate.main(["--num_samples", "0"]), "a whole number from 1"),
-    (lambda: evaluate.main(["--num_interpolations", "1"]), "a whole number from 2"),
     (lambda: evaluate.main(["--fid", "--quick"]), "give one of the two"),
     (lambda: evaluate.main(["--fid", "nowhere.pth"]), "torch-fidelity"),
-    (lambda: evaluate.main(["--run", "nowhere"]), "name a folder of train.py"),
 ]
 
 
@@ -120,9 +103,8 @@ def test_a_mistake_is_refused_in_one_sentence_that_says_what_to_do(call, way_out
 
 
 @pytest.mark.parametrize("name", ["VAE_DEVICE", "VAE_PRECISION", "VAE_EPOCHS"])
-@pytest.mark.parametrize("value", ["abacus", "0.5"])
-def test_a_wrong_variable_is_named_before_any_image_is_loaded(name, value, monkeypatch):
-    monkeypatch.setenv(name, value)
+def test_a_wrong_variable_is_named_before_any_image_is_loaded(name, monkeypatch):
+    monkeypatch.setenv(name, "abacus")
     monkeypatch.setattr(vae, "load_dataset", None)
     with pytest.raises(vae.VAEError, match=f"{name} must|epochs must"):
         train.main(["--dataset", "shapes"])

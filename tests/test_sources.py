@@ -51,15 +51,14 @@ def test_kaggles_copy_comes_when_the_quota_is_used_up_and_only_once(kagglehub):
     assert kagglehub.call_args_list == [((sources.KAGGLE_DATASET,),)]
 
 
-def test_kaggles_copy_of_this_machine_is_found_without_a_download(kagglehub, monkeypatch):
+@pytest.mark.parametrize("cache", ["kagglehub", "another"])
+def test_kaggles_copy_is_found_in_its_cache_or_where_colab_has_it(
+    kagglehub, tmp_path, monkeypatch, cache
+):
+    """In kagglehub's own cache even where nothing may be downloaded."""
     kagglehub(sources.KAGGLE_DATASET)
-    monkeypatch.setenv("VAE_FAST", "1")
-    assert load_celeba().name == "celeba"
-
-
-def test_a_folder_elsewhere_as_colab_has_it_is_read_there(kagglehub, tmp_path, monkeypatch):
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "another"))
-    assert all_numbers(load_celeba()) == list(range(20))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / cache))
+    assert all_numbers(load_celeba(download=cache == "another")) == list(range(20))
 
 
 # ── The parquet shards ───────────────────────────────────────────────────────────────────────────

@@ -55,14 +55,11 @@ def test_a_grid_trains_each_point_once_and_puts_the_best_first(few):
     [written] = (runs.runs_root() / "sweeps").glob("*.json")
     assert json.loads(written.read_text()) == results
     assert Image.open(written.with_suffix(".png")).width > 500
-
-
-def test_the_same_sweep_again_and_another_one_train_no_finished_model_again(few):
-    results = run(few, latent_dim=[2, 4])
+    # The same sweep again, and another one, train no finished model again.
     files = [path.stat().st_mtime_ns for path in runs.runs_root().glob("*/model.json")]
-    assert run(few, latent_dim=[2, 4]) == results
-    other = run(few, latent_dim=[4, 2])
-    assert sorted(column(other, "total_nats")) == column(results, "total_nats")
+    assert run(few, latent_dim=[2, 4], beta=[0.1, 4.0]) == results
+    other = run(few, latent_dim=[4, 2], beta=[4.0])
+    assert set(column(other, "total_nats")) <= set(totals)
     assert [path.stat().st_mtime_ns for path in runs.runs_root().glob("*/model.json")] == files
 
 

