@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,25 +107,19 @@ def lab(path: Path, screenshot: Path | None, module: str = "jupyterlab") -> str:
         return move_sliders(opened.page, screenshot, module)
 
 
-def notebook(path: Path, screenshot: Path | None) -> str:
-    return lab(path, screenshot, "notebook")
-
-
 def nbclassic(path: Path, screenshot: Path | None) -> str:
     options = ["--ServerApp.token=", f"--ServerApp.root_dir={path.parents[1]}", "--allow-root"]
     with serve("nbclassic", "--no-browser", *options) as url, widgets.open_page() as page:
         page.goto(f"{url}nbclassic/notebooks/{NOTEBOOK}")
-        page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=120_000)
+        page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=WAIT)
         page.wait_for_timeout(10_000)  # its widgets first ask the kernel what is there
         page.evaluate("Jupyter.notebook.execute_all_cells()")
         return move_sliders(page, screenshot, "nbclassic")
 
 
 def voila(path: Path, screenshot: Path | None) -> str:
-    with (
-        serve("voila", "--no-browser", "--show_tracebacks=True", str(path)) as url,
-        widgets.open_page() as page,
-    ):
+    options = ["--no-browser", "--show_tracebacks=True", str(path)]
+    with serve("voila", *options) as url, widgets.open_page() as page:
         page.goto(url, wait_until="commit", timeout=WAIT)  # the page ends with the last cell
         return move_sliders(page, screenshot, "voila")
 
@@ -137,13 +132,12 @@ def serve(module: str, *options: str) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", module, f"--port={port}", *options]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(300):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.2)
-        yield url
+        yield f"http://127.0.0.1:{port}/"
     finally:
         server.terminate()
         server.wait()
@@ -194,7 +188,7 @@ def execute(path: Path, *command: str) -> str:
 # Front end → how it is tried, and the packages whose versions matter; the first has to be there.
 FRONT_ENDS = {
     "jupyterlab": (lab, ["jupyterlab", "ipywidgets"]),
-    "notebook": (notebook, ["notebook", "ipywidgets"]),
+    "notebook": (partial(lab, module="notebook"), ["notebook", "ipywidgets"]),
     "nbclassic": (nbclassic, ["nbclassic", "ipywidgets"]),
     "voila": (voila, ["voila", "ipywidgets"]),
     "nbconvert": (nbconvert, ["nbconvert"]),
