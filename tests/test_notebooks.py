@@ -54,7 +54,9 @@ class TestEach:
         """Once CITATION.cff has a line `repository-code: https://github.com/OWNER/REPO`."""
         citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
         named = re.search(
-            r"^repository-code:.*github\.com/([\w.-]+/[\w-]+)", citation, re.MULTILINE
+            r"^repository-code:.*github\.com/([\w.-]+/[\w-]+(?:\.(?!git\b)[\w-]+)*)",
+            citation,
+            re.MULTILINE,
         )
         first = cells(path, "markdown")[0].source
         if not named:
