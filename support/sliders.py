@@ -10,6 +10,7 @@ import base64
 import contextlib
 import io
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -91,13 +92,15 @@ def has_widgets() -> bool:
     """Whether somebody can move a slider.
 
     Nobody can in a script, nor where nbconvert, papermill or nbval sent the cell: their requests
-    say that input() has nobody to ask, and a widget would be dead text in what they store.
+    say that input() has nobody to ask, and a widget would be dead text in what they store. Voila
+    and Colab show widgets whatever a request says; Voila names itself to the kernels it starts.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return False
-    request = kernel.get_parent("shell").get("content", {})
-    return "google.colab" in sys.modules or request.get("allow_stdin", False)
+    if "VOILA_BASE_URL" in os.environ or "google.colab" in sys.modules:
+        return True
+    return kernel.get_parent("shell").get("content", {}).get("allow_stdin", False)
 
 
 def set_controls(controls: Controls, **values) -> None:
@@ -134,24 +137,29 @@ class Explorer:
         self.values = None
         fit = {"max_width": "100%", "align_self": "flex-start"}
         self.screen = ipywidgets.Image(format="jpeg", layout=fit)
-        # An error in the first picture is the caller's; later ones appear below the picture.
-        self.redraw(**{name: control.value for name, control in controls.items()})
-        errors = ipywidgets.interactive_output(self.redraw, controls)
+        self.redraw()
+        for control in controls.values():
+            control.observe(self.redraw, "value")
         grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, 350px)"}
         controls_box = ipywidgets.Box(list(controls.values()), layout=grid)
         buttons_box = ipywidgets.Box(list(buttons), layout={"flex_flow": "row wrap"})
-        self.box = ipywidgets.VBox([controls_box, buttons_box, self.screen, errors])
+        # No Output widget: for ipywidgets 7 the newest widgetsnbextension, 3.6.10, cannot make one.
+        self.box = ipywidgets.VBox([controls_box, buttons_box, self.screen])
 
-    def redraw(self, **values) -> None:
-        """Draw for these values. If draw refuses them, the last picture stays above the reason."""
+    def redraw(self, change: dict | None = None) -> None:
+        """Draw for the values of the controls. The error of a first picture is the caller's.
+
+        Nobody would see a later one, which a front end hides: it stands below the last picture.
+        """
+        values = {name: control.value for name, control in self.controls.items()}
         if values == self.values:  # already drawn, when one control has set another
             return
         try:
             self.rows, self.sentence = self.draw(**values)
-        except VAEError as error:
+        except Exception as error:
             if self.values is None:
                 raise
-            self.sentence = str(error)
+            self.sentence = str(error) if isinstance(error, VAEError) else repr(error)
         self.values = values
         self.image = draw_sheet(self.title, self.rows, self.sentence)
         # JPEG takes a fifth of the time of PNG, and this one shows no difference.

@@ -38,6 +38,23 @@ class TestEach:
         assert "widgets" not in json.loads(path.read_text())["metadata"]
         assert "widget-view" not in path.read_text()
 
+    def test_its_badge_opens_the_repository_that_citation_cff_names(self, path):
+        """Once CITATION.cff has a line `repository-code: https://github.com/OWNER/REPO`."""
+        citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+        named = re.search(
+            r"^repository-code:.*github\.com/([\w.-]+/[\w-]+(?:\.(?!git\b)[\w-]+)*)",
+            citation,
+            re.MULTILINE,
+        )
+        first = cells(path, "markdown")[0].source
+        if not named:
+            assert "colab.research.google.com" not in first, "CITATION.cff names no repository"
+            return
+        colab = "https://colab.research.google.com"
+        address = f"{colab}/github/{named[1]}/blob/main/notebooks/{path.name}"
+        badge = f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({address})"
+        assert badge in first, f"Paste below the title of {path.name}: {badge}"
+
     def test_ran_from_top_to_bottom_in_one_go_without_error_or_warning(self, path):
         counts = [cell.execution_count for cell in cells(path, "code")]
         assert counts == list(range(1, len(counts) + 1))

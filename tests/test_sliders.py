@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ipywidgets import Output
 from PIL import Image
 from torch.testing import assert_close
 
@@ -76,14 +77,32 @@ def test_every_control_changes_the_one_picture_and_starts_on_a_step(explorers, s
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_it_is_a_widget_where_somebody_can_be_asked_and_on_colab(explorers, monkeypatch, asked):
+def test_it_is_a_widget_where_somebody_can_be_asked_and_in_voila(explorers, monkeypatch, asked):
     region = explorers["region"]
     kernel = SimpleNamespace(get_parent=lambda channel: {"content": {"allow_stdin": asked}})
     monkeypatch.setattr(sliders, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
     view = "application/vnd.jupyter.widget-view+json"
     assert (view in region._repr_mimebundle_()) is asked
+    with monkeypatch.context() as voila:
+        voila.setenv("VOILA_BASE_URL", "/")
+        assert view in region._repr_mimebundle_()
     monkeypatch.setitem(sys.modules, "google.colab", object())
     assert region._repr_mimebundle_()[view]["model_id"] == region.box.model_id
+
+
+def test_what_the_classic_notebook_shows_has_no_output_widget(explorer):
+    """The newest widgetsnbextension for ipywidgets 7 cannot make one."""
+    widgets = [explorer.box]
+    for widget in widgets:
+        assert not isinstance(widget, Output)
+        widgets += getattr(widget, "children", ())
+
+
+def test_a_later_error_stands_below_the_last_picture(explorers, monkeypatch):
+    region = explorers["region"]
+    monkeypatch.setattr(region, "draw", lambda **values: 1 / 0)
+    region.controls["seed"].value = 3
+    assert "ZeroDivisionError" in region.sentence
 
 
 @pytest.mark.parametrize("method, position, end", [("linear", 0, 0), ("spherical", 100, 1)])
