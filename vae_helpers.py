@@ -140,7 +140,7 @@ class Config:
         "for celeba and for wae, bernoulli for the others", choices=LIKELIHOODS)
     beta: float | None = option(
         None, "weight of the KL term; when not given the model's own: 1 (the ELBO), beta_vae 4, "
-        "info_vae 0, grid_vae 2 (on celeba 4)", low=0)
+        "info_vae 0", low=0)
     mmd: float | None = option(
         None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given "
         "the model's own: info_vae 1000, wae 10 (on celeba 100)", low=0)
@@ -271,7 +271,7 @@ PRESETS = {
              "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999},
 }  # fmt: skip
 PRESETS["prior"] = PRESETS["best"] | {
-    "model": "grid_vae", "latent_dim": 16, "flip": "horizontal"
+    "model": "grid_vae", "latent_dim": 16, "beta": 2.0, "flip": "horizontal"
 }  # fmt: skip
 
 

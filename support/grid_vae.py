@@ -36,11 +36,8 @@ class GridVAE(family.Conditional, vae.VAE):
 
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
-        # A code with fewer nats is easier to learn for the prior; faces are whole more often.
-        beta = 4.0 if config.dataset == "celeba" else 2.0
         halvings = round(math.log2(config.image_size / 8))
-        depth = max(1, halvings)
-        return {"beta": beta, "depth": depth, "prior_epochs": config.epochs, "prior_width": 192}
+        return {"prior_epochs": config.epochs, "prior_width": 192, "depth": max(1, halvings)}
 
     @classmethod
     def choices_for(cls, data: vae.ImageData) -> dict[str, object]:

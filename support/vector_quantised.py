@@ -69,7 +69,7 @@ class VQVAE(GridVAE):
 
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
-        return super().defaults(config) | {"beta": 1.0, "codebook": 512}
+        return super().defaults(config) | {"codebook": 512}
 
     def __init__(self, config: vae.Config):
         super().__init__(config)

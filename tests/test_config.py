@@ -49,7 +49,7 @@ def test_a_config_is_refused_in_one_sentence_or_its_model_can_be_built_and_used(
         ({"model": "info_vae"}, {"beta": 0, "mmd": 1000, "likelihood": "bernoulli"}),
         ({"model": "wae", "dataset": "celeba"}, {"mmd": 100, "likelihood": "squared_error"}),
         ({"model": "vq_vae"}, {"beta": 1, "codebook": 512, "prior_width": 192, "depth": 2}),
-        ({"model": "grid_vae", "epochs": 7}, {"beta": 2, "prior_epochs": 7, "depth": 2}),
+        ({"model": "grid_vae", "epochs": 7}, {"beta": 1, "prior_epochs": 7, "depth": 2}),
     ],
     ids=str,
 )

@@ -225,7 +225,7 @@ def test_samples_show_the_class_that_was_asked_for(quarters, name):
     sizes = {"latent_dim": 4, "width": 8, "prior_width": 32}
     sizes |= {"codebook": 16} if name == "vq_vae" else {}
     config = vae.config_for(
-        quarters, model=name, **sizes, epochs=8, prior_epochs=30, batch_size=16, lr=5e-3, beta=1
+        quarters, model=name, **sizes, epochs=8, prior_epochs=30, batch_size=16, lr=5e-3
     )
     model = vae.build_model(config)
     vae.fit(model, quarters, config)
