@@ -32,7 +32,7 @@ SLIDERS = {
     "face_smile": ("celeba", "three.Smiling", "portrait.canvas"),
 }
 MOVES = 40
-QUIET = "asked.size === 0 && grid.every(button => button.firstChild.pixels)"
+QUIET = "!working && grid.every(button => button.firstChild.pixels)"
 
 
 def latencies(page, name: str, canvas: str) -> list[float]:
@@ -95,7 +95,7 @@ def draw(chromium) -> None:
     frames = []
     there_and_back = [0.5, 1, 1.5, 2, 2, 1, 0]
     walk = [(f"three.{name}", there_and_back) for name in ("Smiling", "Male", "Blond_Hair")]
-    page.locator("#dims").evaluate("part => part.hidden = true")
+    page.locator("#dimensions").evaluate("part => part.hidden = true")
     for name, values in walk:
         for value in values:
             set_slider(page, name, value)

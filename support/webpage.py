@@ -82,7 +82,7 @@ def plain_layers(modules: nn.Module, side: int) -> list[dict]:
     """
     layers: list[dict] = []
     for module in modules:
-        plain = {"kind": "conv", "stride": 1, "pad": 0, "relu": False}
+        plain = {"kind": "conv", "stride": 1, "pad": 0, "spread": 1, "relu": False}
         if isinstance(module, nn.Linear):
             layers.append(plain | {"weight": module.weight[:, None, None], "bias": module.bias})
         elif isinstance(module, nn.Conv2d):
@@ -91,7 +91,8 @@ def plain_layers(modules: nn.Module, side: int) -> list[dict]:
             layers.append(plain | {"weight": weight, "bias": module.bias})
         elif isinstance(module, nn.ConvTranspose2d):
             weight = module.weight.permute(1, 2, 3, 0)
-            layers.append(plain | {"kind": "up", "weight": weight, "bias": module.bias})
+            plain |= {"spread": 2, "pad": 1}
+            layers.append(plain | {"weight": weight, "bias": module.bias})
         elif isinstance(module, vae.LatentHeads):  # a convolution over the whole feature map
             weight = module.mu.weight.unflatten(1, (-1, side, side)).permute(0, 2, 3, 1)
             layers.append(plain | {"weight": weight, "bias": module.mu.bias})
@@ -116,7 +117,7 @@ def plain_layers(modules: nn.Module, side: int) -> list[dict]:
 
 
 def four_phases(weight: Tensor) -> Tensor:
-    """A transposed 4x4 convolution of stride 2 as four 2x2 ones: (O, 4, 4, I) → (4 O, 2, 2, I).
+    """A transposed 4x4 convolution of stride 2 as four 2x2 ones: (O, 4, 4, I) → (4, O, 2, 2, I).
 
     Pixel 2y of the output sees pixels y-1 and y of the input through rows 3 and 1 of the kernel,
     pixel 2y+1 sees y and y+1 through rows 2 and 0; columns likewise.
@@ -125,7 +126,7 @@ def four_phases(weight: Tensor) -> Tensor:
     for rows in ([3, 1], [2, 0]):
         for columns in ([3, 1], [2, 0]):
             phases.append(weight[:, rows][:, :, columns])
-    return torch.cat(phases)
+    return torch.stack(phases)
 
 
 def pack(layers: list[dict], bits: int) -> tuple[list[dict], list[Tensor], list[Tensor]]:
@@ -141,13 +142,16 @@ def pack(layers: list[dict], bits: int) -> tuple[list[dict], list[Tensor], list[
             numbers += layer["numbers"]
         else:
             weight = layer["weight"]
-            entry |= {"outputs": len(weight), "size": weight.shape[1], "inputs": weight.shape[3]}
-            if layer["kind"] == "up":
-                weight = four_phases(weight)
-            weight = weight.flatten(1)
-            scale = weight.abs().amax(1).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
-            rounded.append((weight / scale[:, None]).round().to(torch.int16))
-            numbers += [scale, layer["bias"]]
+            phases = weight[None] if layer["spread"] == 1 else four_phases(weight)
+            _, outputs, size, _, inputs = phases.shape
+            entry |= {"outputs": outputs, "size": size, "inputs": inputs}
+            # The page multiplies four output channels at a time: (phases, outputs / 4, taps, 4).
+            missing = -outputs % 4
+            weight = nn.functional.pad(phases.flatten(2), (0, 0, 0, missing))
+            scale = weight.abs().amax(2).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+            whole = (weight / scale[..., None]).round().to(torch.int16)
+            rounded.append(whole.unflatten(1, (-1, 4)).transpose(2, 3))
+            numbers += [scale, nn.functional.pad(layer["bias"], (0, missing))]
         described.append(entry)
     return described, rounded, numbers
 
@@ -159,21 +163,18 @@ def base64_of(*parts: bytes) -> str:
 def network(modules: nn.Module, config: vae.Config, bits: int) -> tuple[dict, str]:
     """A network → its description and its weights as text.
 
-    The first eight bits of each weight are a byte, in which zlib finds something to save; the
-    others, in which it finds nothing, follow eight weights at a time.
+    Weights follow as 0, -1, 1, -2, 2, … → 0, 1, 2, 3, 4, …: first the lower bytes of all, then the
+    upper ones, which are mostly 0, so that zlib finds something to save.
     """
     layers = plain_layers(modules, vae.grid_sizes(config)[-1])
     described, rounded, numbers = pack(layers, bits)
     weights = torch.cat([part.flatten() for part in rounded]).numpy()
     floats = torch.cat([part.flatten() for part in numbers]).numpy().astype("<f4")
-    rest = bits - 8
-    coarse = (weights >> rest).astype(np.int8)
-    planes = [np.packbits((weights >> bit) & 1, bitorder="little") for bit in range(rest)]
-    description = {"bits": bits, "weights": len(weights), "numbers": len(floats)}
+    counted = (2 * weights) ^ (weights >> 15)
+    planes = [(counted & 255).astype(np.uint8), (counted >> 8).astype(np.uint8)]
+    description = {"weights": len(weights), "numbers": len(floats)}
     description |= {"layers": described, "range": config.value_range}
-    return description, base64_of(
-        floats.tobytes(), coarse.tobytes(), *[p.tobytes() for p in planes]
-    )
+    return description, base64_of(floats.tobytes(), *[plane.tobytes() for plane in planes])
 
 
 @torch.no_grad()
@@ -289,6 +290,7 @@ def build() -> str:
     described, texts = networks()
     arrays, texts["arrays"] = number_arrays()
     facts = extras | {"networks": described, "arrays": arrays}
+    facts["sheets"] = {name: image_url(name) for name in ("cifar10", "celeba")}
     blocks = []
     for name, text in texts.items():
         blocks.append(f'<script type="text/plain" id="data-{name}">{text}</script>')
@@ -296,8 +298,6 @@ def build() -> str:
     fillings = {
         "SOURCES": sources(),
         "FACTS": json.dumps(facts, separators=(",", ":")),
-        "CIFAR10_SHEET": image_url("cifar10"),
-        "CELEBA_SHEET": image_url("celeba"),
         "DATA": "\n".join(blocks),
     }
     for name, filling in fillings.items():

@@ -45,7 +45,7 @@ class Visitor:
         self.settle()
 
     def settle(self) -> None:
-        self.page.wait_for_function("asked.size === 0")
+        self.page.wait_for_function("!working")
 
     @contextlib.contextmanager
     def expect_new_pictures(self):
