@@ -23,6 +23,7 @@ from torch import Tensor
 
 import vae_helpers as vae
 from support import family, metrics, runs
+from support.layout import LEFT
 
 MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
 ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
@@ -109,7 +110,7 @@ def plot_learning(records: dict[str, dict]) -> Figure:
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("price of the codes, nats per image")
     axes[0, 0].legend()
-    figure.suptitle("How the prior learns: fewer nats, likelier codes")
+    figure.suptitle("How the prior learns: fewer nats, likelier codes", **LEFT)
     return figure
 
 
