@@ -95,11 +95,11 @@ def draw(chromium) -> None:
     frames = []
     there_and_back = [0.5, 1, 1.5, 2, 2, 1, 0]
     walk = [(f"three.{name}", there_and_back) for name in ("Smiling", "Male", "Blond_Hair")]
-    page.locator("#dimensions").evaluate("part => part.hidden = true")
+    page.locator("#dimensions").evaluate("part => part.style.display = 'none'")
     for name, values in walk:
         for value in values:
             set_slider(page, name, value)
-            shot = Image.open(io.BytesIO(page.locator(".face").screenshot()))
+            shot = Image.open(io.BytesIO(page.locator("#face").screenshot()))
             frames.append(shot.convert("RGB").resize((shot.width * 2 // 3, shot.height * 2 // 3)))
     options = {"save_all": True, "append_images": frames[1:], "duration": 250, "loop": 0}
     frames[0].save(ROOT / "figures" / "page.gif", **options)
