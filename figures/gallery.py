@@ -124,7 +124,7 @@ def train_and_measure(name: str) -> tuple[str, dict | None]:
 
 def measure(run: runs.Run, data: vae.ImageData) -> dict:
     """Test numbers, units in the keys; ffd_* are Fréchet feature distances to test images."""
-    model, net = run.model, metrics.load_feature_net()
+    model, net = run.model, metrics.load_feature_net(data.name)
     n = min(SAMPLES, len(data.test.images))
     images, labels = data.test.images[:n], data.test.labels[:n]
     mu, _ = vae.encode_images(model, images, labels)
@@ -218,11 +218,11 @@ def plot_family(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
     heads = [""] * (2 * SHOWN + 1)
     heads[SHOWN // 2] = "reconstructions"
     heads[SHOWN + 1 + SHOWN // 2] = "samples"
-    return vae.plot_rows(rows, f"{data.title}: eight models", heads)
+    return vae.plot_rows(rows, f"Eight models copy well, few draw well: {data.title}", heads)
 
 
 def plot_attributes(model: vae.VAE, data: vae.ImageData) -> Figure:
-    title = f"Conditional VAE, one attribute off and on: {data.title}"
+    title = f"The smile obeys its label, hair colour hardly: conditional VAE, {data.title}"
     images, labels = data.test.images[:10], data.test.labels[:10]
     return family.plot_attributes(model, images, labels, data.label_names, ATTRIBUTES, title)
 
@@ -249,19 +249,18 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
         save(plot_family(models, sets["fashion_mnist"]), "gallery.png")
     if "cvae" in models:
         data = sets["fashion_mnist"]
-        title = f"Conditional VAE, one latent per row: {data.title}"
+        title = f"The label decides what is drawn, the latent how: conditional VAE, {data.title}"
         save(family.plot_classes(models["cvae"], data.label_names, title), "gallery_classes.png")
     if "celeba_cvae" in models:
         save(plot_attributes(models["celeba_cvae"], sets["celeba"]), "gallery_attributes.png")
     if set(OVER_LATENT_SIZE) <= set(measured()):
         save(plot_latent_sizes(), "gallery_latent_size.png")
     if "latent2" in models:
-        title = "Everything that a model with two latent dimensions draws: trained on "
-        title += sets["fashion_mnist"].title
+        title = f"Neighbours look alike: a two-dimensional code, {sets['fashion_mnist'].title}"
         save(report.plot_manifold(models["latent2"], title), "gallery_plane.png")
     for name in set(OVER_BETA) & set(models):
         rows = disentanglement.traversals(models[name], sets["shapes"], seed=0)
-        title = f"{ENTRIES[name].title}: one latent dimension at a time"
+        title = f"No dimension is one factor alone: {ENTRIES[name].title}"
         save(vae.plot_rows(rows, title), f"gallery_{name}.png")
 
 

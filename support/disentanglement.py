@@ -213,5 +213,5 @@ def factors_of(model: vae.VAE, dims: Sequence[int], seed: int) -> dict[int, str]
     names = {}
     for d, active, k in zip(dims, active_dims(mu), most_told):
         if active:
-            names[d] = list(SHAPE_FACTORS)[k]
+            names[d] = list(SHAPE_FACTORS)[k].replace("_", " ")
     return names

@@ -241,9 +241,9 @@ def plot_attributes(
     reconstructions = vae.decode_images(model, mu, labels)
     rows = {"original": vae.as_unit(images), "reconstruction": reconstructions}
     for name in attributes:
-        for prefix, value in (("no ", 0), ("", 1)):
+        for word, value in (("off", 0), ("on", 1)):
             switched = labels.clone()
             switched[:, names.index(name)] = value
-            label = prefix + name.replace("_", " ")
+            label = f"{name.replace('_', ' ').lower()} {word}"
             rows[label] = vae.decode_images(model, mu, switched)
     return vae.plot_rows(rows, title)

@@ -205,15 +205,12 @@ def test_an_own_picture_is_encoded_in_the_page(visitor, key, figure):
 
 
 @needs_browser
-@pytest.mark.parametrize("button, frames", [("walk", 1), ("film", 32), ("face", 1)])
-def test_what_is_saved_is_a_picture(visitor, button, frames):
+@pytest.mark.parametrize("button", ["walk", "face"])
+def test_what_is_saved_is_a_picture(visitor, button):
     with visitor.page.expect_download() as download:
         visitor.page.locator(f"#save-{button}").click()
     with Image.open(Path(download.value.path())) as picture:
-        assert getattr(picture, "n_frames", 1) == frames
-        for number in range(frames):  # each frame can be decoded and is no flat colour
-            picture.seek(number)
-            assert np.asarray(picture.convert("RGB")).std() > 5
+        assert np.asarray(picture.convert("RGB")).std() > 5  # no flat colour
 
 
 @needs_browser
