@@ -727,7 +727,7 @@ def fit(
             history = state.restore(history, saved, epochs_done=len(history) - last + stage.epochs)
             saved = None
         for epoch in range(len(history) + 1, last + 1):
-            losses = train_epoch(state, images, conditions, epoch, progress)
+            losses = train_epoch(state, images, conditions, epoch, progress and rank == 0)
             state.swap_average()
             if number == 0:  # in a second stage the decoder stands still
                 calibrate(model, data.train)
@@ -753,29 +753,21 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the training images: batches → forward → losses → step → means, in nats."""
     model, config, device = state.model.train(), state.config, state.model.device
-    rank, world = processes()
     dtype = precision(device)
     batches = shuffled_batches(len(images), config, state.order_rng)
     sums, seen = torch.zeros(3, device=device), 0
     name = f"epoch {epoch}/{model.config.all_epochs}"
-    bar = progress_bar(batches, desc=name, hidden=not progress or rank > 0)
-    for step, batch in enumerate(bar):
-        share = batch[rank::world]
-        x = to_input(images[share.to(images.device)].to(device), config)
-        if config.flip == "horizontal":
-            mirrored = torch.rand(len(x), generator=state.noise_rng, device=device) < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        x = x.contiguous(memory_format=torch.channels_last)
-        condition = None if conditions is None else conditions[share].to(device)
+    bar = progress_bar(batches, desc=name, hidden=not progress)
+    for step, indices in enumerate(bar):
+        batch, condition = state.batch(images, conditions, indices)
+        x = to_input(batch, config)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = state.network(x, state.noise_rng, condition)
         reconstruction = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
         kl = model.code_nats(out).mean()
         penalty = model.penalty(out, state.noise_rng)
         beta = kl_weight(config, epoch - 1 + step / len(batches))
-        loss = reconstruction + beta * kl + penalty
-        # torchrun averages gradients over the processes, whose shares may differ by one image.
-        state.step(loss * (len(x) * world / len(batch)))
+        state.step(reconstruction + beta * kl + penalty, share=len(x) / len(indices))
         sums += torch.stack([reconstruction, kl, penalty]).detach() * len(x)
         seen += len(x)
         if step % 20 == 0 or step == len(batches) - 1:  # tolist waits for the device
@@ -1358,14 +1350,11 @@ def plot_curves(
     for name, (xs, ys) in curves.items():
         ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
-        ax.axhline(value, color="grey", ls=":", lw=1.5)
-        place = {"xy": (0.5, value), "xycoords": ("axes fraction", "data")}
-        background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        ax.annotate(name, color="dimgrey", ha="center", va="top", bbox=background, **place)
+        ax.axhline(value, color="grey", ls=":", lw=1.5, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(y=0.15)
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # what is shown here is never negative
-    if len(curves) > 1:
+    if len(curves) > 1 or reference:
         ax.legend()
     fig.suptitle(title, **LEFT)
     return fig
@@ -1383,7 +1372,7 @@ def plot_along_path(
     for name, values in curves.items():
         n = len(values)
         placed[name] = ((np.arange(n) + 0.5) / n if steps else np.linspace(0, 1, n), values)
-    return plot_curves(placed, title, "t, from image A (0) to image B (1)", ylabel, reference)
+    return plot_curves(placed, title, "t, from one end (0) to the other (1)", ylabel, reference)
 
 
 def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figure:

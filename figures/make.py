@@ -41,11 +41,11 @@ def save(figure: Figure, name: str) -> None:
 
 
 def draw_tasks(cifar: vae.ImageData) -> None:
-    """Pictures of Task 1 and Task 2, and one of the repair of the blur."""
+    """A picture of each task, and one of what makes copies sharper."""
     images = cifar.test.images[:12]
     names = {"convolutional": "cifar10_conv", "fc, same size": "cifar10_fc"}
     names["fc, 3x"] = "cifar10_fc3x"
-    title = f"Task 1 · test images and reconstructions: {cifar.title}"
+    title = f"Task 1 · convolutions copy more than a blob: {cifar.title}"
     save(vae.plot_reconstructions(load(names), images, title), "task1_reconstructions.png")
 
     names = {"BCE": "cifar10_conv", "calibrated σ": "cifar10_conv_sigma", "best": "cifar10_best"}
@@ -56,8 +56,14 @@ def draw_tasks(cifar: vae.ImageData) -> None:
     a, b = cifar.test.images[list(theory.PAIR)]
     strips = {m: vae.interpolate_images(model, a, b, 10, m) for m in vae.METHODS}
     strips["pixel cross-fade"] = vae.cross_fade(a, b, 10)
-    title = f"Task 2 · between two test images: {cifar.title}"
+    title = f"Task 2 · a walk through codes is nearly a fade: {cifar.title}"
     save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
+
+    model = load({"faces": "celeba_conv"})["faces"]
+    regions = {"z_range ±0.5": {"z_range": (-0.5, 0.5)}, "N(0, I)": {}, "radius 40": {"radius": 40}}
+    rows = {name: vae.sample_images(model, 12, seed=0, **place) for name, place in regions.items()}
+    title = "Task 3 · mean face inside, people on a shell, masks outside: CelebA"
+    save(vae.plot_rows(rows, title), "task3_regions.png")
 
 
 # ── The tables of all texts ─────────────────────────────────────────────────────────────────────

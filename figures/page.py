@@ -96,6 +96,7 @@ def draw(chromium) -> None:
     there_and_back = [0.5, 1, 1.5, 2, 2, 1, 0]
     walk = [(f"three.{name}", there_and_back) for name in ("Smiling", "Male", "Blond_Hair")]
     page.locator("#dimensions").evaluate("part => part.style.display = 'none'")
+    page.locator("#face").evaluate("part => part.style.padding = '10px'")  # a border in the film
     for name, values in walk:
         for value in values:
             set_slider(page, name, value)

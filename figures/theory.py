@@ -86,8 +86,10 @@ def question_1(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
         rows[f"{name},  z ~ N(0, I)"] = vae.sample_images(model, SHOWN, seed=0)
         error = (vae.decode_images(model, z) - vae.as_unit(images)).square().mean().item()
         draws = vae.sample_latents(1000, model.latent_size, seed=0)
+        clouds = vae.encode_images(model, data.train.images)
         numbers[name] = where_codes_lie(model, images) | {
-            "draws_in_clouds": share_in_clouds(draws, *vae.encode_images(model, data.train.images)),
+            "draws_in_clouds": share_in_clouds(draws, *clouds),
+            "test_codes_in_clouds": share_in_clouds(z[:1000], *clouds),
             "index_nats": index_information(mu, logvar),
             "sample_mse": error,
         }
@@ -156,9 +158,7 @@ def plot_graphs() -> Figure:
     draw_graph(axes[1], "z = μ + σ ε", "z is computed: the gradient flows on to the encoder")
     draw_node(axes[1], (3, 0.85), "ε ~ N(0, I)", random=True)
     axes[1].annotate("", (3, 0.24), (3, 0.61), arrowprops=ARROW)
-    figure.suptitle(
-        "Q2 · The noise as an input leaves a way back for the gradient", x=0.01, ha="left"
-    )
+    figure.suptitle("Q2 · Making the noise an input lets the gradient through", x=0.01, ha="left")
     return figure
 
 

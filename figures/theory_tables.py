@@ -44,6 +44,7 @@ def kl_term() -> str:
         "KL between a Gaussian fitted to the codes and the prior (nats)": "{fit_kl_nats:.1f}",
         "draws of the prior inside a cloud of one of 45,000 training images":
             "{draws_in_clouds:.1%}",
+        "codes of test images inside such a cloud": "{test_codes_in_clouds:.1%}",
     })  # fmt: skip
 
 

@@ -43,7 +43,7 @@ CELLS = {
 betas = {"β = 0": "conv_beta0", "β = 0.1": "conv_beta0.1", "β = 1": "conv", "β = 4": "conv_beta4"}
 sliders.explore_models({title: load(f"cifar10_{name}") for title, name in models.items()}, cifar,
                        {title: load(f"cifar10_{name}") for title, name in betas.items()})""",
-    "interpolation": 'sliders.explore_interpolation(load("cifar10_conv"), cifar, 12, 37)',
+    "interpolation": 'sliders.explore_interpolation(load("cifar10_best"), cifar, 12, 37)',
     "region": 'sliders.explore_region(load("celeba_conv"), faces)',
     "dimensions": """model = load("celeba_conv")
 mu, _ = vae.encode_images(model, faces.train.images)

@@ -234,6 +234,18 @@ def sample_mixture(mixture: GaussianMixture, n: int, *, seed: int = 0) -> Tensor
     return torch.from_numpy(z).float()[order]
 
 
+def draw_component(mixture: GaussianMixture, k: int, eps: Tensor) -> Tensor:
+    """Latents of component k of a mixture, from draws eps (n, D) of N(0, I): mean + root · eps."""
+    root = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_[k]))
+    return (torch.from_numpy(mixture.means_[k]) + eps.double() @ root.T).float()
+
+
+def correlate(z: Tensor, labels: Tensor) -> Tensor:
+    """Pearson's r of latents (N, D) with labels (N, A): (D, A), 0 where one of them is constant."""
+    both = torch.cat([z, labels.float()], dim=1).T.corrcoef().nan_to_num()
+    return both[: z.shape[1], z.shape[1] :]
+
+
 def gaussian_gap(z: Tensor) -> dict[str, float]:
     """How far latents (N, D), N > D, are from N(0, I): the Gaussian of their moments against it.
 

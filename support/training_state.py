@@ -54,10 +54,30 @@ class TrainingState:
         decay = min(self.config.ema, (1 + n.item()) / (10 + n.item()))
         get_ema_multi_avg_fn(decay)(averages, values, n)
 
-    def step(self, loss: Tensor) -> None:
-        """One step of the optimiser, the schedule and the average."""
+    def batch(
+        self, images: Tensor, conditions: Tensor | None, indices: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """This process's share of a batch, on the device: images, some mirrored, and conditions."""
+        rank, world = processes()
+        device = self.model.device
+        share = indices[rank::world]
+        images = images[share.to(images.device)].to(device)
+        if self.config.flip == "horizontal":
+            mirrored = torch.rand(len(images), generator=self.noise_rng, device=device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        if conditions is not None:
+            conditions = conditions[share].to(device)
+        return images.contiguous(memory_format=torch.channels_last), conditions
+
+    def step(self, loss: Tensor, share: float = 1.0) -> None:
+        """One step of the optimiser, the schedule and the average.
+
+        share: of the batch's images, those of this process. torchrun averages gradients over the
+        processes, whose shares may differ by one image.
+        """
+        _, world = processes()
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * (share * world)).backward()
         self.optimiser.step()
         if self.schedule:
             self.schedule.step()

@@ -188,6 +188,18 @@ def test_samples_have_the_moments_of_the_mixture_and_come_shuffled():
     first = mixture.predict(z[:300].double().numpy())
     np.testing.assert_allclose(np.bincount(first, minlength=3) / 300, weights, atol=0.12)
     assert torch.equal(metrics.sample_mixture(mixture, 30_000, seed=2), z)
+    one = metrics.draw_component(mixture, 0, vae.sample_latents(30_000, z.shape[1], seed=3)).numpy()
+    np.testing.assert_allclose(one.mean(0), means[0], atol=0.05)
+    np.testing.assert_allclose(np.cov(one.T), mixture.covariances_[0], atol=0.05)
+
+
+def test_correlations_are_numpy_s_and_0_for_a_constant():
+    z, labels = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(50, 2)
+    labels[:20, 0] = 1
+    expected = [np.corrcoef(z[:, d], labels[:, 0])[0, 1] for d in range(3)]
+    found = metrics.correlate(z, labels)
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-6)
+    assert found[:, 1].tolist() == [0, 0, 0]
 
 
 def test_the_gap_to_the_prior_is_the_kl_of_the_fitted_gaussian():
