@@ -13,9 +13,6 @@ Images come from support/datasets.py, the optimiser and its averages from
 support/training_state.py. Other models, measures, sliders and run folders stand in support/, too,
 and import this module: nobody needs them to understand a VAE.
 
-It is longer than a single file should be, because everything that the notebooks show of models
-and figures stands in it. A fifth of the lines are blank, and a sixth are docstrings.
-
 Conventions
     images      uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
     x           a batch as the network sees it: float in [0, 1], or in [-1, 1] (squared_error)
@@ -1406,34 +1403,26 @@ def plot_rate_distortion(
     results: dict[str, dict[str, float]],
     title: str,
     others: dict[str, dict[str, float]] | None = None,
-    distortion: str = "reconstruction_nats",
 ) -> Figure:
-    """Rate (KL) against distortion of several models, named at their points.
+    """KL against squared error of several models, named at their points.
 
-    results      name → what evaluate gives; a line joins them in the order of their rate
-    others       more models, not joined by the line
-    distortion   the key for the other axis: nats of one likelihood cannot be compared with those
-                 of another, "mse" can
+    results   name → what evaluate gives; a line joins them in the order of their KL
+    others    more models, not joined by the line
     """
-    labels = {
-        "reconstruction_nats": "reconstruction (nats per image)",
-        "mse": "mean squared error on [0, 1]",
-    }
     fig, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    points = sorted((r["kl_nats"], r[distortion], name) for name, r in results.items())
-    rates, distortions, _ = zip(*points)
-    ax.plot(rates, distortions, "o-", color="C0")
-    for rate, value, name in points:
-        ax.annotate(name, (rate, value), xytext=(8, 5), textcoords="offset points")
+    points = sorted((r["kl_nats"], r["mse"], name) for name, r in results.items())
+    rates, errors, _ = zip(*points)
+    ax.plot(rates, errors, "o-", color="C0")
+    for rate, error, name in points:
+        ax.annotate(name, (rate, error), xytext=(8, 5), textcoords="offset points")
     for name, r in (others or {}).items():  # their names are below left, off the line
-        point = (r["kl_nats"], r[distortion])
+        point = (r["kl_nats"], r["mse"])
         ax.plot(*point, "s", color="C1")
         ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")
-    ax.set(xlabel="rate: KL (nats per image)", ylabel=f"distortion: {labels[distortion]}")
+    ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: mean squared error on [0, 1]")
     ax.set(xscale="log")
     ax.margins(x=0.2, y=0.15)
-    if distortion == "mse":
-        ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0)
     fig.suptitle(title, **LEFT)
     return fig
 
