@@ -239,7 +239,7 @@ def plot_latent_sizes() -> Figure:
         ax.minorticks_off()
         ax.margins(0.1)
         ax.grid(alpha=0.3)
-    fig.suptitle("Fully connected VAE, test images of Fashion-MNIST")
+    fig.suptitle("Ten dimensions are enough: fully connected VAE, Fashion-MNIST", **vae.LEFT)
     return fig
 
 
@@ -260,7 +260,7 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
         save(report.plot_manifold(models["latent2"], title), "gallery_plane.png")
     for name in set(OVER_BETA) & set(models):
         rows = disentanglement.traversals(models[name], sets["shapes"], seed=0)
-        title = f"No dimension is one factor alone: {ENTRIES[name].title}"
+        title = f"One dimension in each row: {ENTRIES[name].title}"
         save(vae.plot_rows(rows, title), f"gallery_{name}.png")
 
 
