@@ -188,6 +188,8 @@ def without_nan(value):
     """Numbers that JSON does not know, like the PSNR of a perfect copy, become None."""
     if isinstance(value, dict):
         return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

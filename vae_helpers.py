@@ -809,7 +809,7 @@ def stop_if_diverged(losses: Iterable[float], config: Config, when: str) -> None
     if all(map(math.isfinite, losses)):
         return
     raise TrainingDiverged(
-        f"The loss stopped being a finite number {when}: try a smaller lr than {config.lr:g}, "
+        f"The loss stopped being a finite number {when}, with lr {config.lr:g}: try a smaller lr, "
         "norm batch, a smaller mmd, or kl_warmup."
     )
 
@@ -834,6 +834,22 @@ ACTIVE_THRESHOLD = 0.01  # variance of mu above which a dimension is active (Bur
 EVALUATION_BATCH = 500  # images at a time without gradients: busy cores, little memory
 
 
+def in_parts(
+    model: VAE, rows: Tensor, condition: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows and their conditions on the model's device, 500 at a time, in evaluation mode.
+
+    Raises VAEError unless there is one condition for each row.
+    """
+    if condition is not None and len(condition) != len(rows):
+        raise VAEError(f"{len(condition)} labels do not fit {len(rows)} images: give one for each.")
+    model.eval()
+    for first in range(0, len(rows), EVALUATION_BATCH):
+        part = slice(first, first + EVALUATION_BATCH)
+        given = None if condition is None else condition[part].to(model.device)
+        yield rows[part].to(model.device), given
+
+
 def forward_passes(
     model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> Iterator[tuple[Tensor, Output]]:
@@ -842,12 +858,8 @@ def forward_passes(
     One seeded sample of z for each image; a conditional model wants labels.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    condition = model.condition(labels)
-    model.eval()
-    for first in range(0, len(images), EVALUATION_BATCH):
-        part = slice(first, first + EVALUATION_BATCH)
-        x = to_input(images[part].to(model.device), model.config)
-        given = None if condition is None else condition[part].to(model.device)
+    for part, given in in_parts(model, images, model.condition(labels)):
+        x = to_input(part, model.config)
         with torch.no_grad():
             out = model(x, generator, given)
         yield x, out
@@ -937,7 +949,9 @@ def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
         raise CheckpointError(f"There is no finished run in {folder}: name a folder of train.py.")
     with refused_if_unreadable(path):
         record = json.loads(path.read_text())
-        return Config(**record["config"]), record
+        if record["config"]["model"] in MODELS:
+            return Config(**record["config"]), record
+    raise CheckpointError(f"{path} holds another model than a VAE: import support.runs first.")
 
 
 def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
@@ -976,10 +990,13 @@ def encode_images(
             f"{tuple(images.shape)}: resize them first."
         )
 
-    def encode(part: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-        return model.encode(to_input(part, c), given)
-
-    return in_passes(model, encode, images, model.condition(labels))
+    mu, logvar = [], []
+    with torch.no_grad():
+        for part, given in in_parts(model, images, model.condition(labels)):
+            mean, log_variance = model.encode(to_input(part, c), given)
+            mu.append(mean)
+            logvar.append(log_variance)
+    return torch.cat(mu).cpu(), torch.cat(logvar).cpu()
 
 
 def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -991,32 +1008,15 @@ def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor
         raise VAEError(
             f"This model decodes latents (..., {model.latent_size}), not {tuple(z.shape)}."
         )
-    condition = model.condition(labels)
-    if condition is not None:
-        one_for_each = z.shape[:-1] or (1,)
-        condition = condition.expand(*one_for_each, -1).reshape(-1, condition.shape[-1])
-
-    def decode(part: Tensor, given: Tensor | None) -> tuple[Tensor]:
-        return (to_unit(model.decode(part, given), model.config),)
-
-    (images,) = in_passes(model, decode, z.reshape(-1, z.shape[-1]), condition)
-    return images.reshape(*z.shape[:-1], *images.shape[1:])
-
-
-def in_passes(
-    model: VAE, call: Callable[..., tuple[Tensor, ...]], rows: Tensor, condition: Tensor | None
-) -> tuple[Tensor, ...]:
-    """The results of a call on the model's device, 500 rows at a time, on the CPU."""
-    if condition is not None and len(condition) != len(rows):
-        raise VAEError(f"{len(condition)} labels do not fit {len(rows)} images: give one for each.")
-    model.eval()
-    results = []
+    codes, condition = z.reshape(-1, z.shape[-1]), model.condition(labels)
+    if condition is not None and (len(condition) == 1 or z.shape[-2:-1] == condition.shape[:1]):
+        condition = condition.repeat(len(codes) // len(condition), 1)
+    images = []
     with torch.no_grad():
-        for first in range(0, len(rows), EVALUATION_BATCH):
-            part = slice(first, first + EVALUATION_BATCH)
-            given = None if condition is None else condition[part].to(model.device)
-            results.append(call(rows[part].to(model.device), given))
-    return tuple(torch.cat(parts).cpu() for parts in zip(*results))
+        for part, given in in_parts(model, codes, condition):
+            images.append(to_unit(model.decode(part, given), model.config))
+    x_hat = torch.cat(images).cpu()
+    return x_hat.reshape(*z.shape[:-1], *x_hat.shape[1:])
 
 
 def sample_codes(
@@ -1082,6 +1082,8 @@ def interpolate_images(
     returns float (num_interpolations, C, H, W) in [0, 1]; raises VAEError on wrong input
     """
     ends = model.condition(labels)
+    if ends is not None and len(ends) != 2:
+        raise VAEError(f"Give two labels, one for each image, not {len(ends)}.")
     mu_a, _ = encode_images(model, image_a[None], None if ends is None else ends[:1])
     mu_b, _ = encode_images(model, image_b[None], None if ends is None else ends[1:])
     path = interpolate_latents(mu_a[0], mu_b[0], num_interpolations, method)
@@ -1120,7 +1122,8 @@ def sample_latents(
 
     z_range   every coordinate uniform between the two values: the assignment's (-2, 2)
     radius    uniform on the sphere ||z|| = radius
-    Raises VAEError when two of the three are given, or z_range is not (low, high).
+    Raises VAEError when two of the three are given, z_range is not (low, high), or one of the
+    others is negative.
     """
     generator = torch.Generator().manual_seed(seed)
     given = [z_range is not None, radius is not None, temperature != 1]
@@ -1131,6 +1134,9 @@ def sample_latents(
             raise VAEError(f"z_range must be two numbers, the lower first, not {z_range}.")
         low, high = z_range
         return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
+    factor = temperature if radius is None else radius
+    if not 0 <= factor < math.inf:
+        raise VAEError(f"radius and temperature must be 0 or more, not {factor}.")
     z = torch.randn(n, latent_dim, generator=generator)
     return F.normalize(z, dim=1) * radius if radius is not None else z * temperature
 

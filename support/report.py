@@ -124,7 +124,7 @@ def collapse_warning(test: dict[str, float], config: vae.Config) -> str | None:
     weight = f"beta than {config.beta:g}" if config.beta else f"mmd than {config.mmd:g}"
     return (
         f"The posterior has collapsed: with {test['kl_nats']:.2f} nats of KL and "
-        f"{test['active_dims']} of {config.latent_dim} dimensions active, every image gets the "
+        f"{test['active_dims']} active dimensions, every image gets the "
         f"same code. Try a smaller {weight}, kl_warmup, or more epochs."
     )
 

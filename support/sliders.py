@@ -280,8 +280,8 @@ def explore_region(
     """Task 3: n pictures from a box, a shell or a tempered prior (see `vae.sample_latents`).
 
     Their mean ‖z‖, contrast and self-reconstruction MSE (how well the model recognises its own
-    pictures) are shown beside those of 100 test images. Raises VAEError for a conditional or
-    discrete model.
+    pictures) are shown beside those of 100 test images. Raises VAEError for a conditional model
+    or a learned prior.
     """
     _need_continuous_codes(model)
 

@@ -47,7 +47,7 @@ def parse_space(sweeps: list[str]) -> Space:
         is_range = ".." in values
         try:
             typed = [kind(value) for value in values.split(".." if is_range else ",")]
-            if is_range and (len(typed) != 2 or typed[0] >= typed[1]):
+            if is_range and (kind is str or len(typed) != 2 or typed[0] >= typed[1]):
                 raise ValueError
         except ValueError:
             raise vae.VAEError(

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import ROOT, SMALL
 
 import evaluate
 import train
@@ -27,8 +27,15 @@ def encode(images=IMAGES, labels=None, **choices):
     return vae.encode_images(build(**choices), images, labels)
 
 
-def interpolate(**options):
-    return vae.interpolate_images(build(), IMAGE, IMAGE, **options)
+def decode(codes, labels):
+    return vae.decode_images(build(model="cvae", conditions=3), codes, torch.tensor(labels))
+
+
+def interpolate(model="vae", **options):
+    conditions = 3 if model == "cvae" else 0
+    return vae.interpolate_images(
+        build(model=model, conditions=conditions), IMAGE, IMAGE, **options
+    )
 
 
 def sample(model="vae", **region):
@@ -66,10 +73,15 @@ REFUSED = [
     (lambda: encode(labels=[-1, 0]), "from 0 to 2"),
     (lambda: encode(labels=[0] * 5), "give one for each"),
     (lambda: vae.decode_images(build(), torch.zeros(2, 5)), "decodes latents (..., 4)"),
+    (lambda: decode(torch.zeros(5, 4), [0, 1, 2]), "3 labels do not fit 5"),
+    (lambda: decode(torch.zeros(6, 4), [0, 1, 2]), "3 labels do not fit 6"),
     (lambda: interpolate(num_interpolations=1), "at least 2 images"),
+    (lambda: interpolate("cvae", labels=torch.tensor([1])), "one for each image, not 1"),
     (lambda: interpolate(method="cubic"), "must be linear or spherical"),
     (lambda: sample(z_range=(2, -2)), "the lower first"),
     (lambda: sample(z_range=(-2, 2), radius=1), "Give one of"),
+    (lambda: sample(radius=-2), "0 or more, not -2"),
+    (lambda: sample(temperature=float("nan")), "0 or more, not nan"),
     (lambda: sample("vq_vae", radius=1), "its own prior"),
     (lambda: sample("grid_vae", temperature=0), "temperature must be above 0"),
     (lambda: sample("grid_vae", top_k=10), "top_k is for model vq_vae"),
@@ -83,6 +95,7 @@ REFUSED = [
     (lambda: train.main(["--sweep", "beta=1,2", "--resume"]), "leave them out"),
     (lambda: train.main(["--sweep", "beta=1,2", "--beta", "1"]), "contradict each other"),
     (lambda: train.main(["--sweep", "beta=1,high"]), "give values like"),
+    (lambda: train.main(["--sweep", "norm=batch..none", "--trials", "2"]), "of numbers a range"),
     (lambda: train.main(["--sweep", "likelihood=bernoulli,gaussian"]), "must be one of model, "),
     (lambda: train.main(["--sweep", "latent_dim=1..5"]), "say with --trials"),
     (lambda: train.main([*SHAPES, "--sweep", "model=vae,ae"]), "sweep such models apart"),
@@ -117,6 +130,12 @@ def test_a_mistake_ends_a_script_in_one_line_and_exit_code_2(script, flag, capsy
     assert end.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_a_model_of_support_says_what_to_import(monkeypatch):
+    monkeypatch.delitem(vae.MODELS, "grid_vae")
+    with pytest.raises(vae.CheckpointError, match=r"import support\.runs first\.$"):
+        vae.load_checkpoint(ROOT / "checkpoints" / "cifar10_prior")
 
 
 def test_several_processes_are_refused_for_a_learned_prior_and_for_a_sweep(monkeypatch):

@@ -108,7 +108,9 @@ def test_validation_images_change_no_weights_and_test_images_are_not_even_read(s
 
 
 def test_a_loss_that_is_not_finite_stops_in_one_sentence(shapes, config):
-    with pytest.raises(vae.TrainingDiverged, match="epoch 1, .*smaller lr than 1e.09") as caught:
+    with pytest.raises(
+        vae.TrainingDiverged, match="epoch 1, .*lr 1e.09: try a smaller lr"
+    ) as caught:
         fit(shapes, dataclasses.replace(config, lr=1e9))
     assert "\n" not in str(caught.value)
 
