@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 
 import pytest
 import torch
@@ -44,11 +43,6 @@ def test_mmd_equals_a_double_loop(n, m, dims, seed):
     within = mean_kernel(itertools.permutations(a, 2)) + mean_kernel(itertools.permutations(b, 2))
     expected = within - 2 * mean_kernel(itertools.product(a, b))
     torch.testing.assert_close(mmd(a, b), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_mmd_of_two_samples_of_one_distribution_is_0_on_average():
-    distances = torch.stack([mmd(a, b) for a, b in randn(1000, 2, 8, 2)])
-    assert abs(distances.mean()) < 3 * distances.std() / math.sqrt(1000)
 
 
 @pytest.mark.parametrize("name", ["info_vae", "wae"])

@@ -58,14 +58,6 @@ def test_the_grid_of_codes_fits_every_size(size, arch, name):
     assert model.code_nats(out).shape == (2,)
 
 
-def test_a_code_stands_where_the_decoder_puts_it():
-    model = untrained("grid_vae")
-    z = randn(2, model.latent_size)
-    torch.testing.assert_close(model.flat(model.by_place(z)), z)
-    grid = z.reshape(2, 3, *model.grid)
-    torch.testing.assert_close(model.by_place(z)[:, model.grid[1] + 2], grid[:, :, 1, 2])
-
-
 def test_the_price_of_a_grid_is_log_q_minus_log_prior():
     model = untrained("grid_vae")
     out = model(rand(4, 3, 16, 16, seed=1), of_seed(2))

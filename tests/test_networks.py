@@ -10,7 +10,6 @@ from conftest import of_seed, rand, randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import Normal
 
 import vae_helpers as vae
 
@@ -55,14 +54,6 @@ def test_x_hat_has_the_shape_and_the_range_of_x_at_every_size(config):
     assert out.mu.shape == out.logvar.shape == out.z.shape == (2, config.latent_dim)
     assert out.x_raw.shape == x_hat.shape == x.shape
     assert config.value_range[0] <= x_hat.min() <= x_hat.max() <= config.value_range[1]
-
-
-def test_the_assignments_model_has_1_119_811_weights():
-    """By hand: three convolutions, two heads, a linear layer, three transposed convolutions."""
-    encoder = (3 * 16 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 16 + 1) * 128 + 2 * 2049 * 128
-    decoder = 129 * 2048 + (128 * 16 * 64 + 64) + (64 * 16 * 32 + 32) + (32 * 16 * 3 + 3)
-    parameters = vae.count_parameters(vae.build_model(vae.Config()))
-    assert parameters == encoder + decoder == 1_119_811
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
@@ -114,16 +105,6 @@ def test_seed_0_gives_the_weights_that_the_released_models_started_from(arch, fi
     parameters = list(vae.build_model(vae.Config(arch=arch)).parameters())
     assert parameters[0].flatten()[:4].tolist() == pytest.approx(first, abs=1e-5)
     assert parameters[-1][-3:].tolist() == pytest.approx(last, abs=1e-5)
-
-
-def test_samples_of_z_have_the_distribution_of_q_and_independent_dimensions():
-    mu = torch.tensor([[2.0, -0.5]])
-    logvar = torch.tensor([[-2.0, 1.0]])
-    z = vae.reparameterize(mu.expand(100_000, 2), logvar, of_seed(0))
-    uniform = Normal(mu, torch.exp(0.5 * logvar)).cdf(z)
-    levels = torch.linspace(0.05, 0.95, 19)
-    assert (uniform.quantile(levels, dim=0) - levels[:, None]).abs().max() < 0.01
-    assert torch.corrcoef(uniform.T)[0, 1].abs() < 0.02
 
 
 def test_gradients_pass_through_the_sample():

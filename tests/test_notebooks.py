@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -84,25 +83,3 @@ def test_the_set_up_cell_is_the_same_everywhere_and_enables_widgets_on_colab_onl
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(output=output))
     exec(source, {})
     assert enabled == [True]
-
-
-def test_the_set_up_cell_says_what_to_do_when_the_module_is_missing(tmp_path, monkeypatch):
-    """In the line that the traceback shows."""
-    source = cells(NOTEBOOKS[0], "code")[0].source
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p or ".").resolve() != ROOT])
-    monkeypatch.delitem(sys.modules, "vae_helpers")
-    with pytest.raises(ModuleNotFoundError) as caught:
-        exec(source, {})
-    line = source.splitlines()[caught.traceback[-1].lineno]
-    assert "the whole repository: clone it" in line
-
-
-def test_the_code_that_a_notebook_shows_is_the_code_that_is_used():
-    source, shown = (ROOT / "vae_helpers.py").read_text(), []
-    for output in outputs(NOTEBOOKS[0]):
-        text = output.get("data", {}).get("text/markdown", "")
-        if text.startswith("```python"):
-            shown += re.split(r"\n+(?=def |class )", text.removeprefix("```python\n").strip("`\n"))
-    assert len(shown) >= 10
-    assert [text for text in shown if text.strip() not in source] == []

@@ -115,11 +115,6 @@ def test_a_cloud_holds_95_percent_of_its_samples():
     assert theory.share_in_clouds(z, *clouds) == pytest.approx(0.95, abs=0.02)
 
 
-def test_released_weights_are_small():
-    weights = (ROOT / "checkpoints").rglob("*.safetensors")
-    assert sum(path.stat().st_size for path in weights) < 55e6
-
-
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_run_is_complete_and_loads(name):
     config, record = vae.read_record(ROOT / "checkpoints" / name)
@@ -131,9 +126,3 @@ def test_a_released_run_is_complete_and_loads(name):
         assert torch.isfinite(vae.sample_images(model, 2)).all()
         half, full = record["test_half_precision"], record["test"]
         assert abs(half["total_nats"] - full["total_nats"]) < 0.5
-
-
-def test_the_convolutional_model_reaches_its_target_and_beats_both_fully_connected_ones():
-    conv, fc, fc3x = task1_totals()
-    assert conv.max() <= 1830
-    assert min(fc.min(), fc3x.min()) > conv.max() + 20
