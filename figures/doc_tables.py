@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import vae_helpers as vae
@@ -358,22 +357,8 @@ def page() -> str:
     }, "times")  # fmt: skip
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "short_results": short_results,
-    "results": results,
-    "quality": quality,
-    "short_quality": short_quality,
-    "paths": paths,
-    "prior": prior,
-    "ablation": ablation,
-    "networks": networks,
-    "codes": codes,
-    "fashion": fashion,
-    "other_data": other_data,
-    "attributes": attributes,
-    "disentanglement": disentanglement,
-    "faults": faults,
-    "speed": speed,
-    "sliders": sliders,
-    "page": page,
-}
+MAKERS = (
+    short_results, results, quality, short_quality, paths, prior, ablation, networks, codes,
+    fashion, other_data, attributes, disentanglement, faults, speed, sliders, page,
+)  # fmt: skip
+TABLES = {make.__name__: make for make in MAKERS}

@@ -265,8 +265,7 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / name)
-    plt.close(figure)
+    report.save_figure(figure, HERE / name)
     print(f"figures/{name}")
 
 

@@ -19,12 +19,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 import vae_helpers as vae
 from figures import doc_tables, theory, theory_tables
-from support import runs
+from support import report, runs
 
 
 def load(folders: dict[str, str]) -> dict[str, vae.VAE]:
@@ -33,8 +32,7 @@ def load(folders: dict[str, str]) -> dict[str, vae.VAE]:
 
 
 def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / name)
-    plt.close(figure)
+    report.save_figure(figure, HERE / name)
 
 
 # ── README.md and docs/results.md ───────────────────────────────────────────────────────────────

@@ -18,11 +18,10 @@ sys.path.insert(0, str(HERE.parent))
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 import vae_helpers as vae
-from support import family, metrics, runs
+from support import family, metrics, report, runs
 from support.layout import LEFT
 
 MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
@@ -32,12 +31,6 @@ TEMPERATURES = (1.0, 0.8)
 PER_ROW = {"cifar10": 10, "celeba": 8}
 SHOWN = 10  # samples beside their nearest training images
 COMPARED = 200  # samples and test images whose nearest training image is measured
-
-
-def save(figure: Figure, name: str) -> None:
-    figure.savefig(HERE / name)
-    plt.close(figure)
-    print(f"figures/{name}", flush=True)
 
 
 def plot_sheet(model: vae.VAE, data: vae.ImageData, temperature: float) -> Figure:
@@ -114,17 +107,12 @@ def plot_learning(records: dict[str, dict]) -> Figure:
     return figure
 
 
-def morph(model: vae.VAE, images: Tensor) -> list[Image.Image]:
-    """Frames of images (2n, C, H, W): each of the first n becomes one of the others, and back."""
+def morph(model: vae.VAE, images: Tensor) -> bytes:
+    """A film of images (2n, C, H, W): each of the first n becomes one of the others, and back."""
     mu, _ = vae.encode_images(model, images)
     start, end = mu.chunk(2)
     path = vae.interpolate_latents(start, end, 13, "spherical")
-    frames = []
-    for images in vae.decode_images(model, path):
-        pixels = vae.image_grid(images).repeat(2, axis=0).repeat(2, axis=1)
-        frames.append(Image.fromarray(pixels))
-    pause = 5
-    return frames[:1] * pause + frames + frames[-1:] * pause + frames[::-1]
+    return vae.animate(vae.decode_images(model, path), cell=1.2, seconds=0.12)
 
 
 def main() -> None:
@@ -134,14 +122,14 @@ def main() -> None:
         model, records[dataset] = vae.load_checkpoint(runs.RELEASED / folder)
         for temperature in TEMPERATURES:
             figure = plot_sheet(model, data, temperature)
-            save(figure, f"prior_{dataset}_{temperature:g}.png")
+            report.save_figure(figure, HERE / f"prior_{dataset}_{temperature:g}.png")
         figure, numbers[dataset] = nearest_images(model, data)
-        save(figure, f"prior_{dataset}_nearest.png")
+        report.save_figure(figure, HERE / f"prior_{dataset}_nearest.png")
     faces = vae.sample_images(model, 24, seed=0, temperature=0.8)
-    save(vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9), "faces.png")
-    first, *others = morph(model, data.test.images[:10])
-    first.save(HERE / "morph.gif", save_all=True, append_images=others, duration=120, loop=0)
-    save(plot_learning(records), "prior_learning.png")
+    figure = vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9)
+    report.save_figure(figure, HERE / "faces.png")
+    (HERE / "morph.gif").write_bytes(morph(model, data.test.images[:10]))
+    report.save_figure(plot_learning(records), HERE / "prior_learning.png")
     vae.write_json(HERE / "prior.json", numbers)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from figures.doc_tables import compare, read_json, read_record, table
 
 BETAS = {
@@ -101,10 +99,7 @@ def smooth_space() -> str:
     })  # fmt: skip
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "kl_term": kl_term,
-    "gradients": gradients,
-    "fixed_codes": fixed_codes,
-    "plane": plane,
-    "smooth_space": smooth_space,
-}
+MAKERS = (
+    kl_term, gradients, fixed_codes, plane, smooth_space,
+)  # fmt: skip
+TABLES = {make.__name__: make for make in MAKERS}

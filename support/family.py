@@ -56,17 +56,11 @@ class AE(vae.VAE):
 class MMDPenalty:
     """The penalty of InfoVAE and WAE: the aggregate posterior is drawn to the prior as a whole."""
 
-    def penalty(self, out: vae.Output, noise: torch.Generator | Tensor | None = None) -> Tensor:
-        """config.mmd * MMD of the batch's codes against draws of N(0, I): ().
-
-        noise is these draws (N, D), or the generator that makes them.
-        """
+    def penalty(self, out: vae.Output, noise: torch.Generator | None = None) -> Tensor:
+        """config.mmd * MMD of the batch's codes against draws of N(0, I), by `noise`: ()."""
         if not self.config.mmd:
             return out.z.new_zeros(())
-        if isinstance(noise, Tensor):
-            prior = noise
-        else:
-            prior = torch.randn(out.z.shape, generator=noise, device=out.z.device)
+        prior = torch.randn(out.z.shape, generator=noise, device=out.z.device)
         return self.config.mmd * mmd(out.z, prior)
 
 
