@@ -60,7 +60,11 @@ FASHION = {
     "cvae": Entry("fashion_mnist", "conditional VAE", {"model": "cvae"}),
     "vq_vae": Entry("fashion_mnist", "VQ-VAE", {"model": "vq_vae", "epochs": 6, "prior_epochs": 3}),
 }
+VQ_ON_CIFAR = {"model": "vq_vae", "latent_dim": 64, "epochs": 5, "prior_epochs": 3}
 OTHER_DATA = {
+    "cifar10_vq_vae": Entry(
+        "cifar10", "VQ-VAE on CIFAR-10, network of `best`", {**vae.PRESETS["best"], **VQ_ON_CIFAR}
+    ),
     "mnist_fc_vae": Entry("mnist", "VAE on MNIST, fully connected", LONG_FC),
     "celeba_cvae": Entry(
         "celeba", "conditional VAE on CelebA, latent size 16", {"latent_dim": 16, **FACES}
