@@ -310,6 +310,13 @@ def change(model: vae.VAE, z: Tensor) -> float:
     return moved.square().flatten(1).mean(1).sqrt().mean().item()
 
 
+def burnt(model: vae.VAE, z: Tensor, length: float) -> float:
+    """Share of values below 0.02 or above 0.98 after each code moves so far in any direction."""
+    step = vae.sample_latents(len(z), model.latent_size, radius=length, seed=3)
+    x_hat = vae.decode_images(model, z + step)
+    return ((x_hat < 0.02) | (x_hat > 0.98)).double().mean().item()
+
+
 def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
     """What lies on the lines between 500 pairs of test images, and one step beside a code."""
     mu, logvar = vae.encode_images(model, data.test.images)
@@ -325,6 +332,8 @@ def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
         "unevenness": metrics.step_unevenness(path).mean().item(),
         "step_from_mu": change(model, mu[:1000]),
         "step_from_z": change(model, z[:1000]),
+        "burnt_copies": burnt(model, mu[:1000], 0),
+        "burnt_12_away": burnt(model, mu[:1000], 12),
         "end_contrast": vae.contrast(path[[0, -1]]).mean().item(),
         "nearest_cloud": distance,
         "index_nats": index_information(*training_clouds),
@@ -334,7 +343,7 @@ def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
 def question_4(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
     a, b = data.test.images[list(PAIR)]
     strips = {name: vae.interpolate_images(model, a, b, 7) for name, model in models.items()}
-    title = f"Q4 · Straight lines between two codes are even for every β: {data.title}"
+    title = f"Q4 · Straight lines between two codes have no jumps at any β: {data.title}"
     figures = {
         "theory_q4_steps.png": plot_steps(models, data),
         "theory_q4_interpolation.png": vae.display_interpolated_images(strips, (a, b), title),
@@ -353,5 +362,5 @@ def plot_steps(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
         z = mu + torch.tensor(lengths)[:, None] * direction
         rows[name] = torch.cat([vae.as_unit(image), vae.decode_images(model, z)])
     labels = ["original", *(f"|δ| = {length}" for length in lengths)]
-    title = f"Q4 · decode(μ + δ): blots at β = 0, soft changes at β ≥ 1: {data.title}"
+    title = f"Q4 · decode(μ + δ): long steps burn, most of all at β = 0: {data.title}"
     return vae.plot_rows(rows, title, labels, cell=0.9)

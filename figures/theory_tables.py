@@ -92,6 +92,8 @@ def smooth_space() -> str:
         "change of the picture for a random step of length 1 (RMS), from means":
             "{step_from_mu:.4f}",
         "the same from samples": "{step_from_z:.4f}",
+        "burnt pixels (below 0.02 or above 0.98) in reconstructions": "{burnt_copies:.1%}",
+        "burnt pixels after a random step of length 12 from a mean": "{burnt_12_away:.1%}",
         "unevenness of the steps on a straight line": "{unevenness:.3f}",
         "contrast of the reconstructions": "{end_contrast:.3f}",
         "distance of the nearest cloud, $D_B$": "{nearest_cloud:,.1f}",
