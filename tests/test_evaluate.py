@@ -1,6 +1,7 @@
 """evaluate.py as a user types it, on a small run: numbers, pictures, batches, and wrong flags."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -192,3 +193,10 @@ def test_a_single_test_image_is_enough_and_other_images_than_before_are_noted(tm
     assert results["test"]["images"] == 1
     assert parts_of(results) == {"test", "pictures", "latent_space"}
     assert "may have been trained on" in capsys.readouterr().out
+
+
+def test_what_json_does_not_know_becomes_none_in_lists_too():
+    assert evaluate.without_nan({"psnr": math.inf, "kl": [math.nan, 1.0]}) == {
+        "psnr": None,
+        "kl": [None, 1.0],
+    }
