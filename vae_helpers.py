@@ -457,7 +457,7 @@ def fc_encoder(config: Config, channels: int) -> nn.Sequential:
     sizes = [channels * config.image_size**2, *hidden_sizes(config)]
     return nn.Sequential(
         nn.Flatten(),  # (N, 3072)
-        *linear_layers(sizes),  # (N, 256)
+        *linear_layers(sizes),  # (N, width / 2), with two hidden layers
         LatentHeads(sizes[-1], config.latent_dim),  # (N, D) twice
     )
 
@@ -1427,7 +1427,7 @@ def plot_rate_distortion(
     title: str,
     others: dict[str, dict[str, float]] | None = None,
 ) -> Figure:
-    """KL against squared error of several models, named at their points.
+    """Rate (price of the code) against distortion (squared error) of models, named at their points.
 
     results   name → what evaluate gives; a line joins them in the order of their KL
     others    more models, not joined by the line
@@ -1442,7 +1442,7 @@ def plot_rate_distortion(
         point = (r["kl_nats"], r["mse"])
         ax.plot(*point, "s", color="C1")
         ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")
-    ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: mean squared error on [0, 1]")
+    ax.set(xlabel="price of the code (nats per image)", ylabel="squared error of copies, on [0, 1]")
     ax.set(xscale="log")
     ax.margins(x=0.2, y=0.15)
     ax.set_ylim(bottom=0)
