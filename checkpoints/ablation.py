@@ -44,6 +44,8 @@ NETWORKS = {
     "the assignment's VAE": {},
     "fully connected, same size": {"arch": "fc", "width": FC_WIDTHS["cifar10_fc"]},
     "fully connected, three times the size": {"arch": "fc", "width": FC_WIDTHS["cifar10_fc3x"]},
+    # As many multiplications for one image as the convolutional one, with nine times the weights.
+    "fully connected, same arithmetic": {"arch": "fc", "width": 1304},
 }
 # The code of the preset "prior", 8x8 places with 16 numbers, and one change at a time.
 CODE = {**vae.PRESETS["prior"], "epochs": 3, "prior_epochs": 0}
