@@ -8,8 +8,6 @@ the picture. Nothing may print an error or a warning. It runs under VAE_FAST=1 o
 Prints the rows of docs/front-ends.md, and ends with 1 when one that is installed does not work.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util
@@ -55,9 +53,6 @@ def project(folder: Path) -> Path:
     path.parent.mkdir()
     nbformat.write(notebook, path)
     return path
-
-
-# ── In a browser ─────────────────────────────────────────────────────────────────────────────────
 
 
 def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
@@ -143,9 +138,6 @@ def serve(module: str, *options: str) -> Iterator[str]:
         server.wait()
 
 
-# ── Without a browser ────────────────────────────────────────────────────────────────────────────
-
-
 def nbconvert(path: Path, screenshot: Path | None) -> str:
     return execute(path, "nbconvert", "--to=notebook", "--execute", "--output=done", str(path))
 
@@ -182,8 +174,6 @@ def execute(path: Path, *command: str) -> str:
             pictures += "image/png" in output.get("data", {})
     return f"{pictures} pictures, no error"
 
-
-# ── The table ────────────────────────────────────────────────────────────────────────────────────
 
 # Front end → how it is tried, and the packages whose versions matter; the first has to be there.
 FRONT_ENDS = {

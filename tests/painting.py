@@ -1,8 +1,6 @@
 """Image files that tests make: each picture carries its number in its colour, so that a test can
 say which image it sees, whatever became of the file."""
 
-from __future__ import annotations
-
 import shutil
 import zipfile
 from pathlib import Path
@@ -63,9 +61,6 @@ def zip_folder(folder: Path, path: Path) -> Path:
     return path
 
 
-# ── What was loaded ──────────────────────────────────────────────────────────────────────────────
-
-
 def numbers(split) -> list[int]:
     """The numbers that paint() gave to the images of a split; resizing may lie between."""
     return [round((int(image[0, 0, 0]) - 20) / 8) for image in split.images]
@@ -97,9 +92,6 @@ def same(a, b) -> bool:
     for name in SPLITS:
         pairs += zip(getattr(a, name), getattr(b, name))
     return all(torch.equal(one, other) for one, other in pairs)
-
-
-# ── The known data sets ──────────────────────────────────────────────────────────────────────────
 
 
 def numbered(*shape: int) -> np.ndarray:

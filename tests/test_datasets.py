@@ -36,8 +36,6 @@ def load_copies(folder, image, suffix, size=8, **options):
     return all_images(load_folder(folder, size))
 
 
-# ── Drawn shapes ─────────────────────────────────────────────────────────────────────────────────
-
 CENTRED = {"shape": 0, "hue": 0, "background_hue": 5, "size": 2, "x": 3, "y": 3, "rotation": 0}
 
 
@@ -81,9 +79,6 @@ def test_max_images_gives_so_many_training_images_and_the_title_says_so(all_shap
     assert torch.equal(data.train.images[:3000], all_shapes.train.images[:count])
     assert torch.equal(data.test.images, all_shapes.test.images) and sizes(data)[0] == count
     assert data.title == f"shapes (synthetic), {count:,} training images"
-
-
-# ── A folder or zip of images ────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("layout, top", [*[(x, "") for x in painting.LAYOUTS], ("classes", "a/b")])
@@ -186,9 +181,6 @@ def test_a_place_without_enough_images_is_refused_in_one_sentence(tmp_path, make
     assert str(tmp_path / "mine") in str(caught.value) and "\n" not in str(caught.value)
 
 
-# ── The cache ────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.fixture
 def cached(tmp_path):
     """A folder that was loaded once, what was loaded, and its only file in the cache."""
@@ -235,8 +227,6 @@ def test_others_can_read_the_cache_where_the_user_lets_them(cached, tmp_path):
     usual.touch()
     assert cached[2].stat().st_mode == usual.stat().st_mode
 
-
-# ── torchvision's data sets and their download ───────────────────────────────────────────────────
 
 DOWNLOADED = {"cifar10": (32, 32, 3), "mnist": (28, 28), "fashion_mnist": (28, 28)}
 
@@ -289,8 +279,6 @@ def test_a_jpeg_copy_is_called_so_and_nothing_is_written_beside_it(tmp_path):
     assert list(archive.parent.iterdir()) == [archive]
 
 
-# ── CelebA ───────────────────────────────────────────────────────────────────────────────────────
-
 TABLE = "list_attr_celeba.txt"
 
 
@@ -340,9 +328,6 @@ def test_celeba_is_cropped_to_the_centred_square_of_the_face(celeba, width, heig
     for file in (celeba / "img_align_celeba").iterdir():
         picture.save(file, "PNG")
     assert np.array_equal(load_celeba(side).test.images[0, 0].numpy(), face)
-
-
-# ── Real images ──────────────────────────────────────────────────────────────────────────────────
 
 
 def load_real(monkeypatch, name, file):

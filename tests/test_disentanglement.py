@@ -56,9 +56,6 @@ def test_mig_of_known_codes_does_not_change_with_a_rising_function_of_them():
         assert mig(other) == pytest.approx(mig(mu), abs=1e-9)
 
 
-# ── DCI ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_dci_of_known_codes():
     assert dci(perfect(FACTORS)) == pytest.approx((1, 1, 1), abs=0.02)
     assert max(dci(noise(FACTORS))) < 0.06
@@ -71,9 +68,6 @@ def test_a_copied_factor_costs_completeness_but_not_disentanglement():
     disentangled, complete, informative = dci(copied(FACTORS))
     assert (disentangled, informative) == pytest.approx((1, 1), abs=0.02)
     assert complete == pytest.approx(1 - np.log(2) / np.log(5) / 4, abs=0.03)
-
-
-# ── FactorVAE ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("code, expected", [(perfect, 1), (copied, 1), (noise, 1 / 4)])
@@ -90,9 +84,6 @@ def test_dimensions_that_hardly_vary_have_no_vote():
         return torch.cat([perfect(factors), 1e-3 * rare], dim=1)
 
     assert disentanglement.factor_vae_score(with_dead, LEVELS, votes=300, images=32) == 1
-
-
-# ── Models ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture

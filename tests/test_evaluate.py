@@ -61,9 +61,6 @@ def pixels(path):
     return np.asarray(Image.open(path))[::3, ::3]
 
 
-# ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_every_part_is_measured_and_written_as_json_and_as_a_report(evaluated):
     results, out = evaluated
     parts = {"test", "pictures", "latent_space", "likelihood", "smoothness", "disentanglement"}
@@ -103,9 +100,6 @@ def test_the_numbers_are_those_that_training_recorded_and_that_the_measures_give
 ], ids=str)  # fmt: skip
 def test_a_collapse_is_a_code_that_tells_nearly_nothing(test, words):
     assert words in str(report.collapse_warning(test, vae.Config()))
-
-
-# ── Pictures and batches ────────────────────────────────────────────────────────────────────────
 
 
 def test_reconstructions_stand_beside_their_originals(evaluated):
@@ -160,9 +154,6 @@ def test_npz_batches_are_uint8_nhwc_as_tools_for_fid_read_them(evaluated, run):
             assert batch.files == ["arr_0"]
             assert batch["arr_0"].dtype == np.uint8
             np.testing.assert_allclose(batch["arr_0"], 255 * images.permute(0, 2, 3, 1), atol=1)
-
-
-# ── The script ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_command_as_typed_evaluates_the_newest_run_from_any_folder(run, tmp_path):

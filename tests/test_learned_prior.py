@@ -45,9 +45,6 @@ def vq():
     return model.eval()
 
 
-# ── The grid ────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(st.integers(8, 70), st.sampled_from(["conv", "fc"]), st.sampled_from(["grid_vae", "vq_vae"]))
 def test_the_grid_of_codes_fits_every_size(size, arch, name):
     model = untrained(name, image_size=size, arch=arch)
@@ -68,9 +65,6 @@ def test_the_price_of_a_grid_is_log_q_minus_log_prior():
     model.begin_stage(0)  # the first stage has N(0, I)
     expected = kl_divergence(q, Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(model.code_nats(out), expected)
-
-
-# ── Codes of a codebook ─────────────────────────────────────────────────────────────────────────
 
 
 def test_codes_follow_the_moving_averages_of_what_they_stand_for():
@@ -115,9 +109,6 @@ def test_half_precision_leaves_the_codebook_as_it_is(vq, tmp_path):
         original = vq.state_dict()[name]
         rounded = original if name.startswith("codebook.") else original.half().float()
         assert torch.equal(value, rounded), name
-
-
-# ── The priors ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_prior_is_a_distribution_over_all_grids_under_every_condition():
@@ -184,9 +175,6 @@ def test_temperature_sharpens_weights_and_gaussians_alike(temperature):
     variance = (weights * (scale.square() + mean.square())).sum(0) - expected.square()
     torch.testing.assert_close(z.mean(0).double(), expected, atol=0.04, rtol=0)
     torch.testing.assert_close(z.var(0).double(), variance, atol=0.06, rtol=0.05)
-
-
-# ── Training ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])

@@ -15,8 +15,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import vae_helpers as vae
 from support import features, metrics
 
-# ── IWAE, on a model with a known likelihood: x = 0.5 + W z + sigma * noise ─────────────────────
-
+# A model with a known likelihood: x = 0.5 + W z + SIGMA * noise.
 SIGMA = 0.05
 # Orthogonal columns, so that the covariance of p(z|x) is diagonal.
 W = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [1, 1]]) * torch.tensor([0.05, 0.02])
@@ -82,9 +81,6 @@ def test_the_bound_falls_with_k_towards_the_likelihood_on_average():
     assert gaps[0] > 0.3 > 0.05 > gaps[-1] > 0
 
 
-# ── Bits per dimension ──────────────────────────────────────────────────────────────────────────
-
-
 @given(mean=st.floats(0, 1), scale=st.floats(0.05, 60))
 def test_the_probabilities_of_all_256_levels_sum_to_1(mean, scale):
     levels = torch.arange(256).byte().reshape(256, 1, 1, 1)
@@ -122,9 +118,6 @@ def test_pixels_of_a_known_distribution_cost_its_entropy():
     assert result["bits_per_dim"] == pytest.approx(entropy, abs=0.01)
 
 
-# ── Pictures ────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_picture_metrics_are_means_over_the_images():
     """501 images, one more than a pass holds. SSIM is torchmetrics' own."""
     x = (rand(501, 1, 8, 8) * 255).byte()
@@ -138,9 +131,6 @@ def test_picture_metrics_are_means_over_the_images():
     assert alone[0]["psnr_db"] == pytest.approx(-10 * math.log10(mse), rel=1e-4)
     same = metrics.picture_metrics(x[:1] / 255, x[:1])["ssim"]
     assert alone[-1]["ssim"] < alone[0]["ssim"] < same == pytest.approx(1)
-
-
-# ── Fréchet distance and features ───────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("n, dims", [(300, 5), (30, 40)])
@@ -170,9 +160,6 @@ def test_a_damaged_feature_net_is_refused_in_one_sentence(tmp_path, monkeypatch)
     with pytest.raises(vae.CheckpointError, match=r"damaged .*features\.py celeba\.$") as caught:
         metrics.load_feature_net("celeba")
     assert "\n" not in str(caught.value)
-
-
-# ── Codes and paths ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_samples_have_the_moments_of_the_mixture_and_come_shuffled():

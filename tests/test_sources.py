@@ -1,7 +1,5 @@
 """CelebA's downloads, one after the other: each gets what its library would give it, made here."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from types import SimpleNamespace
@@ -61,9 +59,6 @@ def test_kaggles_copy_is_found_in_its_cache_or_where_colab_has_it(
     assert all_numbers(load_celeba(download=cache == "another")) == list(range(20))
 
 
-# ── The parquet shards ───────────────────────────────────────────────────────────────────────────
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Shards of four rows each, which are written when they are asked for."""
@@ -107,9 +102,6 @@ def test_only_as_many_shards_are_fetched_as_max_images_asks_for_and_only_once(hu
         assert sizes(data) == [6, 4, 4] and set(numbers(data.train)) <= set(range(8))
         assert hub == [("train", 0), ("train", 1), ("valid", 0), ("test", 0)]
     assert sizes(load_celeba(max_images=100)) == [12, 4, 4]
-
-
-# ── When nothing works ───────────────────────────────────────────────────────────────────────────
 
 
 def test_all_that_was_tried_is_named_with_what_could_be_installed(tmp_path):
