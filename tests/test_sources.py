@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import painting
 import pytest
+from conftest import refused
 from painting import ATTRIBUTES, ATTRIBUTES_OF, all_numbers, labels_follow, numbers, sizes
 
 from support import sources
@@ -122,9 +123,8 @@ def test_a_damaged_download_leads_to_the_next_source(kagglehub, hub):
 @pytest.mark.parametrize("name", ["celeba", "cifar10"])
 def test_a_file_as_data_root_is_refused_in_one_sentence(tmp_path, name):
     (tmp_path / "data").write_text("")
-    with pytest.raises(DatasetUnavailable, match="is a file: set VAE_DATA") as caught:
+    with refused(DatasetUnavailable, "is a file: set VAE_DATA"):
         load_dataset(name)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_half_unpacked_folder_is_named_with_its_numbers(tmp_path, capsys):
