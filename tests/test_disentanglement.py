@@ -86,8 +86,8 @@ def test_dimensions_that_hardly_vary_have_no_vote():
     assert disentanglement.factor_vae_score(with_dead, LEVELS, votes=300, images=32) == 1
 
 
-@pytest.fixture
-def few(monkeypatch):
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
     monkeypatch.setattr(disentanglement, "DRAWN", 600)
     monkeypatch.setattr(disentanglement, "VOTES", 20)
 
@@ -99,7 +99,7 @@ def scaled(shapes, factor):
     return model
 
 
-def test_a_models_scores_are_seeded_and_a_collapsed_one_has_none(shapes, few):
+def test_a_models_scores_are_seeded_and_a_collapsed_one_has_none(shapes):
     model = scaled(shapes, 1000)
     first, again, other = (disentanglement.disentanglement(model, seed) for seed in (0, 0, 1))
     assert first == again != other
@@ -107,7 +107,7 @@ def test_a_models_scores_are_seeded_and_a_collapsed_one_has_none(shapes, few):
     assert len(set(first) - set(collapsed)) == 5
 
 
-def test_traversals_move_the_first_test_image_and_name_the_factor(model, shapes, few, monkeypatch):
+def test_traversals_move_the_first_test_image_and_name_the_factor(model, shapes, monkeypatch):
     """Codes of drawn shapes are replaced by factors: dimension d holds factor 6 - d."""
 
     def codes(model, factors):
