@@ -11,8 +11,6 @@ from support.shapes import SHAPE_FACTORS
 
 LEVELS = (3, 10, 4, 8)
 N = 2000
-
-
 FACTORS = disentanglement.random_factors(N, LEVELS, of_seed(0))
 
 

@@ -177,13 +177,15 @@ def test_temperature_sharpens_weights_and_gaussians_alike(temperature):
     torch.testing.assert_close(z.var(0).double(), variance, atol=0.06, rtol=0.05)
 
 
-@pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])
-def test_in_the_second_stage_only_the_prior_learns(shapes, name):
-    sizes = {"latent_dim": 3, "width": 4, "prior_width": 16}
-    sizes |= {"codebook": 7} if name == "vq_vae" else {}
-    config = vae.config_for(
-        shapes, model=name, **sizes, epochs=2, prior_epochs=3, batch_size=32, norm="batch"
-    )
+both_models = pytest.mark.parametrize(
+    "choices", [{"model": "grid_vae"}, {"model": "vq_vae", "codebook": 16}], ids=str
+)
+
+
+@both_models
+def test_in_the_second_stage_only_the_prior_learns(shapes, choices):
+    sizes = {"latent_dim": 3, "width": 4, "prior_width": 16, "batch_size": 32, "norm": "batch"}
+    config = vae.config_for(shapes, **choices, **sizes, epochs=2, prior_epochs=3)
     model = vae.build_model(config)
     states = []
 
@@ -200,13 +202,10 @@ def test_in_the_second_stage_only_the_prior_learns(shapes, name):
     assert history[4]["val_reconstruction_nats"] == history[1]["val_reconstruction_nats"]
 
 
-@pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])
-def test_samples_show_the_class_that_was_asked_for(quarters, name):
-    sizes = {"latent_dim": 4, "width": 8, "prior_width": 32}
-    sizes |= {"codebook": 16} if name == "vq_vae" else {}
-    config = vae.config_for(
-        quarters, model=name, **sizes, epochs=8, prior_epochs=30, batch_size=16, lr=5e-3
-    )
+@both_models
+def test_samples_show_the_class_that_was_asked_for(quarters, choices):
+    sizes = {"latent_dim": 4, "width": 8, "prior_width": 32, "batch_size": 16, "lr": 5e-3}
+    config = vae.config_for(quarters, **choices, **sizes, epochs=8, prior_epochs=30)
     model = vae.build_model(config)
     vae.fit(model, quarters, config)
     for number, label in enumerate("abcd"):
