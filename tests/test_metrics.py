@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from conftest import rand, randn, refused
+from conftest import of_seed, rand, randn, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -91,7 +91,7 @@ def test_the_probabilities_of_all_256_levels_sum_to_1(mean, scale):
 def test_bits_per_dim_by_hand_with_the_best_scale_for_the_tuning_images(model, shapes):
     def nats(images, scale):
         mu, logvar = vae.encode_images(model, images)
-        z = vae.reparameterize(mu, logvar, torch.Generator().manual_seed(3))
+        z = vae.reparameterize(mu, logvar, of_seed(3))
         x_hat = vae.decode_images(model, z)
         return metrics.discretised_logistic_nats(x_hat, images, scale), vae.kl_nats(mu, logvar)
 
@@ -180,7 +180,7 @@ def test_samples_have_the_moments_of_the_mixture_and_come_shuffled():
 
 
 def test_correlations_are_numpy_s_and_0_for_a_constant():
-    z, labels = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(50, 2)
+    z, labels = randn(50, 3), torch.zeros(50, 2)
     labels[:20, 0] = 1
     expected = [np.corrcoef(z[:, d], labels[:, 0])[0, 1] for d in range(3)]
     found = metrics.correlate(z, labels)

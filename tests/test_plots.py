@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import rand
+from conftest import of_seed, rand
 from PIL import Image
 
 import vae_helpers as vae
@@ -42,7 +42,7 @@ def test_a_grid_keeps_every_image_upright_and_in_its_place_between_white_lines()
 
 @pytest.mark.parametrize("options", [{}, {"bbox_inches": "tight"}])  # the latter in notebooks
 def test_every_pixel_of_an_image_is_drawn_with_the_same_whole_number_of_pixels(options):
-    noise = torch.randint(256, (12, 3, 7, 7), generator=torch.Generator().manual_seed(0)).byte()
+    noise = torch.randint(256, (12, 3, 7, 7), generator=of_seed(0)).byte()
     fig = vae.plot_grid(noise, "A TITLE that is longer than the pictures", columns=4, cell=0.3)
     file = io.BytesIO()
     fig.savefig(file, **options)
