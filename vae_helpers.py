@@ -59,15 +59,11 @@ from support.basics import (
     write_atomically,
     write_json,
 )
-from support.datasets import (
-    DATASETS,
-    ImageData,
-    Split,
-    load_dataset,  # noqa: F401  notebooks write vae.load_dataset
-)
+from support.datasets import DATASETS, load_dataset  # noqa: F401  notebooks: vae.load_dataset
 from support.hardware import all_reduce, get_device, precision, processes
 from support.layout import LEFT, enlargement, place_pictures
 from support.options import checked_value, option
+from support.splits import ImageData, Split
 from support.training_state import TrainingState, resident
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -151,6 +147,10 @@ class Config:
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
 
     epochs: int = option(10, "passes over the training images")
+    patience: int | None = option(
+        None, "stop when the validation loss has had no new minimum for this many epochs (of a "
+        "learned prior, 5 when not given; else training runs to its end; 0: always to its end)",
+        low=0)
     batch_size: int = option(
         128, "images in one step; 128 keeps two CPU cores busy and still learns in 10 epochs")
     flip: str = option(
@@ -457,7 +457,7 @@ def fc_encoder(config: Config, channels: int) -> nn.Sequential:
     sizes = [channels * config.image_size**2, *hidden_sizes(config)]
     return nn.Sequential(
         nn.Flatten(),  # (N, 3072)
-        *linear_layers(sizes),  # (N, 256)
+        *linear_layers(sizes),  # (N, width / 2), with two hidden layers
         LatentHeads(sizes[-1], config.latent_dim),  # (N, D) twice
     )
 
@@ -692,7 +692,8 @@ def fit(
 ) -> list[dict]:
     """Minimise reconstruction + beta * KL + penalty with Adam; returns the history.
 
-    A model with a learned prior trains in two stages (see VAE.stages), each with an optimiser.
+    A model with a learned prior trains in two stages (see VAE.stages), each with an optimiser. The
+    last stage ends early when validation no longer falls, see config.patience.
 
     The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
     the code (model.code_nats), and total leaves the penalty out. train_* are means over the epoch
@@ -723,15 +724,16 @@ def fit(
         if saved:
             history = state.restore(history, saved, epochs_done=len(history) - last + stage.epochs)
             saved = None
-        for epoch in range(len(history) + 1, last + 1):
+        patience = config.patience if stage is stages[-1] else None
+        while len(history) < last and still_falls(history[last - stage.epochs :], patience):
+            epoch = len(history) + 1
+            state.swap_average()  # the weights that learn
             losses = train_epoch(state, images, conditions, epoch, progress and rank == 0)
-            state.swap_average()
+            state.swap_average()  # their average, which counts
             if number == 0:  # in a second stage the decoder stands still
                 calibrate(model, data.train)
             losses |= validate(model, data.val)
-            for split in ("train", "val"):
-                weighted_kl = config.beta * losses[f"{split}_kl_nats"]
-                losses[f"{split}_total_nats"] = losses[f"{split}_reconstruction_nats"] + weighted_kl
+            losses |= totals(losses, config.beta)
             stop_if_diverged(losses.values(), stage, f"after epoch {epoch}")
             seconds = time.perf_counter() - began
             history.append({"epoch": epoch, "seconds": seconds} | losses)
@@ -739,8 +741,6 @@ def fit(
                 save(history, state.state_dict())
             if on_epoch and rank == 0:
                 on_epoch(history)
-            if epoch < last:
-                state.swap_average()
     model.eval()
     return history
 
@@ -782,6 +782,23 @@ def validate(model: VAE, split: Split) -> dict[str, float]:
         "val_reconstruction_nats": reconstruction.mean().item(),
         "val_kl_nats": kl.mean().item(),
     }
+
+
+def totals(losses: dict[str, float], beta: float) -> dict[str, float]:
+    """reconstruction + beta * KL of the training images and of the validation images."""
+    return {
+        f"{split}_total_nats": losses[f"{split}_reconstruction_nats"]
+        + beta * losses[f"{split}_kl_nats"]
+        for split in ("train", "val")
+    }
+
+
+def still_falls(history: list[dict], patience: int | None) -> bool:
+    """Whether one of the last `patience` epochs has the least validation loss (Prechelt 1998)."""
+    if not history or not patience:
+        return True
+    losses = [row["val_total_nats"] for row in history]
+    return len(losses) - 1 - losses.index(min(losses)) < patience
 
 
 def kl_weight(config: Config, epochs_done: float) -> float:
@@ -1410,7 +1427,7 @@ def plot_rate_distortion(
     title: str,
     others: dict[str, dict[str, float]] | None = None,
 ) -> Figure:
-    """KL against squared error of several models, named at their points.
+    """Rate (price of the code) against distortion (squared error) of models, named at their points.
 
     results   name → what evaluate gives; a line joins them in the order of their KL
     others    more models, not joined by the line
@@ -1425,7 +1442,7 @@ def plot_rate_distortion(
         point = (r["kl_nats"], r["mse"])
         ax.plot(*point, "s", color="C1")
         ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")
-    ax.set(xlabel="rate: KL (nats per image)", ylabel="distortion: mean squared error on [0, 1]")
+    ax.set(xlabel="price of the code (nats per image)", ylabel="squared error of copies, on [0, 1]")
     ax.set(xscale="log")
     ax.margins(x=0.2, y=0.15)
     ax.set_ylim(bottom=0)

@@ -50,17 +50,18 @@ def draw_tasks(cifar: vae.ImageData) -> None:
     title = f"Two losses, three models, one latent size: {cifar.title}"
     save(vae.plot_reconstructions(load(names), images, title), "quality_reconstructions.png")
 
-    model = load({"conv": "cifar10_conv"})["conv"]
+    model = load({"best": "cifar10_best"})["best"]
     a, b = cifar.test.images[list(theory.PAIR)]
-    strips = {m: vae.interpolate_images(model, a, b, 10, m) for m in vae.METHODS}
-    strips["pixel cross-fade"] = vae.cross_fade(a, b, 10)
-    title = f"Task 2 · a walk through codes is nearly a fade: {cifar.title}"
+    walk = vae.interpolate_images(model, a, b, 10)
+    strips = {"straight walk": walk, "fade of the copies": vae.cross_fade(walk[0], walk[-1], 10)}
+    strips["spherical walk"] = vae.interpolate_images(model, a, b, 10, "spherical")
+    title = f"Task 2 · a straight walk through codes is nearly a fade: {cifar.title}"
     save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
 
     model = load({"faces": "celeba_conv"})["faces"]
     regions = {"z_range ±0.5": {"z_range": (-0.5, 0.5)}, "N(0, I)": {}, "radius 40": {"radius": 40}}
     rows = {name: vae.sample_images(model, 12, seed=0, **place) for name, place in regions.items()}
-    title = "Task 3 · mean face inside, people on a shell, masks outside: CelebA"
+    title = "Task 3 · further from the origin: more contrast, then masks: CelebA"
     save(vae.plot_rows(rows, title), "task3_regions.png")
 
 

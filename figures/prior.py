@@ -125,7 +125,8 @@ def main() -> None:
             report.save_figure(figure, HERE / f"prior_{dataset}_{temperature:g}.png")
         figure, numbers[dataset] = nearest_images(model, data)
         report.save_figure(figure, HERE / f"prior_{dataset}_nearest.png")
-    faces = vae.sample_images(model, 24, seed=0, temperature=0.8)
+    attributes = data.test.labels[:24]
+    faces = vae.sample_images(model, 24, attributes, seed=0, temperature=0.8)
     figure = vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9)
     report.save_figure(figure, HERE / "faces.png")
     (HERE / "morph.gif").write_bytes(morph(model, data.test.images[:10]))

@@ -212,13 +212,23 @@ def question_3(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
     z = vae.sample_latents(SHOWN, models["VAE"].latent_size, seed=0)
     title = f"Q3 · The same draws of N(0, I): speckled patches or soft blobs: {data.title}"
     figures = {"theory_q3_samples.png": vae.plot_samples(models, z, title)}
-    numbers = {"real images": {"contrast": vae.contrast(data.test.images).mean().item()}}
+    images, net = data.test.images, metrics.load_feature_net()
+    real = metrics.image_features(images, net)
+    numbers = {"real images": {"contrast": vae.contrast(images).mean().item()}}
     for name, model in models.items():
-        codes = where_codes_lie(model, data.test.images)
+        codes = where_codes_lie(model, images)
         quoted = ("mean_norm", "code_std", "variance_max", "directions")
         numbers[name] = {key: codes[key] for key in quoted}
-        samples = vae.sample_images(model, 1000, seed=0)
-        numbers[name]["prior_contrast"] = vae.contrast(samples).mean().item()
+        fitted = metrics.fit_mixture(vae.sample_codes(model, data.train.images), components=1)
+        draws = {
+            "prior": vae.sample_latents(len(images), model.latent_size, seed=0),
+            "fitted": metrics.sample_mixture(fitted, len(images)),
+        }
+        for source, drawn in draws.items():
+            samples = vae.decode_images(model, drawn)
+            numbers[name][f"{source}_contrast"] = vae.contrast(samples).mean().item()
+            features = metrics.image_features(samples, net)
+            numbers[name][f"{source}_distance"] = metrics.frechet_distance(real, features)
     return figures, numbers
 
 
@@ -267,7 +277,7 @@ def plot_planes(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
         plane.grid(False)
         if row == 0:
             ax.legend(markerscale=4, loc="lower left")
-    title = "Q3 · N(0, I) draws where the VAE's codes are, not where the autoencoder's are"
+    title = "Q3 · N(0, I) covers the codes of the VAE, not those of the autoencoder"
     figure.suptitle(f"{title}: {data.title}", x=60 / width, ha="left")
     return figure
 
@@ -303,11 +313,21 @@ def nearest_cloud(clouds: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) 
     return median(nearest)
 
 
-def change(model: vae.VAE, z: Tensor) -> float:
-    """RMS change of the picture when each code (N, D) moves by 1 in a random direction."""
-    step = vae.sample_latents(len(z), model.latent_size, radius=1, seed=2)
+def change(model: vae.VAE, z: Tensor, step: Tensor) -> float:
+    """RMS change of the picture when each code (N, D) moves by its step (N, D); the mean."""
     moved = vae.decode_images(model, z + step) - vae.decode_images(model, z)
     return moved.square().flatten(1).mean(1).sqrt().mean().item()
+
+
+def slope_along_codes(model: vae.VAE, mu: Tensor) -> float:
+    """The change for a tenth of the difference of two other codes, over a tenth of its whole.
+
+    1 for a linear decoder, and free of the scale of the codes (3 N, D), whose thirds are taken
+    together: every third code moves along the difference of the other two.
+    """
+    start, one, other = mu.chunk(3)
+    whole = change(model, one, other - one)
+    return change(model, start, 0.1 * (other - one)) / (0.1 * whole)
 
 
 def burnt(model: vae.VAE, z: Tensor, length: float) -> float:
@@ -320,18 +340,16 @@ def burnt(model: vae.VAE, z: Tensor, length: float) -> float:
 def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
     """What lies on the lines between 500 pairs of test images, and one step beside a code."""
     mu, logvar = vae.encode_images(model, data.test.images)
-    z = vae.sample_codes(model, data.test.images)
     path = vae.decode_images(model, vae.interpolate_latents(mu[:500], mu[500:1000], 21))
     training_clouds = vae.encode_images(model, data.train.images)
     distance = nearest_cloud((mu[:200], logvar[:200]), training_clouds)
+    steps = vae.sample_latents(1000, model.latent_size, radius=1, seed=2)
     return {
         "sigma": (0.5 * logvar).exp().mean().item(),
         "radius": logvar.exp().sum(1).sqrt().mean().item(),
-        "mu_norm": mu.norm(dim=1).mean().item(),
-        "z_norm": z.norm(dim=1).mean().item(),
         "unevenness": metrics.step_unevenness(path).mean().item(),
-        "step_from_mu": change(model, mu[:1000]),
-        "step_from_z": change(model, z[:1000]),
+        "step": change(model, mu[:1000], steps),
+        "slope_along_codes": slope_along_codes(model, mu[:3000]),
         "burnt_copies": burnt(model, mu[:1000], 0),
         "burnt_12_away": burnt(model, mu[:1000], 12),
         "end_contrast": vae.contrast(path[[0, -1]]).mean().item(),

@@ -49,14 +49,15 @@ def kl_term() -> str:
 def gradients() -> str:
     rows = {}
     for name, numbers in theory("q2")["estimators"].items():
-        rows[name] = {key: with_two_digits(value) for key, value in numbers.items()}
+        # 16 images give no more than two digits.
+        rows[name] = {key: rounded(value, 2) for key, value in numbers.items()}
     columns = {"variance": "{variance}", "times the pathwise one": "{times_pathwise}"}
     return table("estimator", rows, columns)
 
 
-def with_two_digits(value: float) -> str:
-    """16 images give no more."""
-    return f"{float(f'{value:.2g}'):,.0f}"
+def rounded(value: float, digits: int) -> str:
+    """With so many digits that count, the others zeros: 12,345 → 12,000."""
+    return f"{float(f'{value:.{digits}g}'):,.15g}"
 
 
 def fixed_codes() -> str:
@@ -70,7 +71,10 @@ def fixed_codes() -> str:
         "spread of the codes per dimension (prior: 1)": "{code_std:.2f}",
         "largest variance of the codes over all directions (prior: 1)": "{variance_max:.1f}",
         "directions, of 128, in which the codes have a variance above 0.01": "{directions}",
-        f"contrast of samples from the prior (real images: {real:.3f})": "{prior_contrast:.3f}",
+        f"contrast of samples of N(0, I) (real images: {real:.3f})": "{prior_contrast:.3f}",
+        "contrast of samples of a Gaussian fitted to the codes": "{fitted_contrast:.3f}",
+        "distance of samples of N(0, I) from photographs (Task 1)": "{prior_distance:,.0f}",
+        "distance of samples of the fitted Gaussian": "{fitted_distance:,.0f}",
     })  # fmt: skip
 
 
@@ -84,19 +88,20 @@ def plane() -> str:
 
 
 def smooth_space() -> str:
-    return compare(theory("q4"), {
+    models = theory("q4")
+    for numbers in models.values():
+        numbers["nearest_cloud"] = rounded(numbers["nearest_cloud"], 3)
+    return compare(models, {
         "width of the clouds, mean σ": "{sigma:.4f}",
         "usual distance of a sample from its mean": "{radius:.3g}",
-        "distance from the origin: means": "{mu_norm:.1f}",
-        "distance from the origin: samples": "{z_norm:.1f}",
-        "change of the picture for a random step of length 1 (RMS), from means":
-            "{step_from_mu:.4f}",
-        "the same from samples": "{step_from_z:.4f}",
+        "change of the picture for a random step of length 1 (RMS)": "{step:.4f}",
+        "change for a tenth of a difference of codes / a tenth of the change for all of it":
+            "{slope_along_codes:.2f}",
         "burnt pixels (below 0.02 or above 0.98) in reconstructions": "{burnt_copies:.1%}",
         "burnt pixels after a random step of length 12 from a mean": "{burnt_12_away:.1%}",
         "unevenness of the steps on a straight line": "{unevenness:.3f}",
         "contrast of the reconstructions": "{end_contrast:.3f}",
-        "distance of the nearest cloud, $D_B$": "{nearest_cloud:,.1f}",
+        "distance of the nearest cloud, $D_B$": "{nearest_cloud}",
         "information about which of 45,000 images it is (at most 10.7 nats)": "{index_nats:.1f}",
     })  # fmt: skip
 

@@ -1,25 +1,19 @@
-"""Data sets: find or download them, and split them.
+"""Data sets: find or download them. `load_dataset` is what the rest of the project calls.
 
-`load_dataset` is what the rest of the project calls; the sections after it are its parts, one for
-each form in which images come. They are one file because each is short and all share the splits.
+support/splits.py says what a data set is; support/celeba.py reads CelebA.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import numbers
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from support import sources
 from support.basics import (
@@ -30,8 +24,10 @@ from support.basics import (
     first_line,
     import_torchvision,
 )
-from support.images import Files, load_images, printable
-from support.shapes import SHAPE_FACTORS, SHAPE_NAMES, draw_shapes
+from support.celeba import load_celeba
+from support.images import Files, printable
+from support.shapes import SHAPE_FACTORS, draw_shapes
+from support.splits import SPLIT_SEED, ImageData, Split, assign_splits, first_if_fast, load_splits
 
 DATASETS = {  # name → its own image size in pixels
     "cifar10": 32,
@@ -41,59 +37,9 @@ DATASETS = {  # name → its own image size in pixels
     "folder": 64,
     "shapes": 32,
 }
-SPLIT_SEED = 0  # fixed: every run sees the same train, validation and test images
-FAST_SIZES = (1024, 256, 256)  # train, validation and test images under VAE_FAST=1
 IMAGE_SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
 )  # fmt: skip
-
-
-class Split(NamedTuple):
-    """Images uint8 (N, C, H, W); labels (N,) int64 classes, or (N, A) attributes or factors."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A data set in memory. The three splits share no file; test is for final numbers only."""
-
-    name: str  # one of DATASETS: what was really loaded
-    title: str  # what every figure calls it
-    train: Split
-    val: Split
-    test: Split
-    label_names: tuple[str, ...]  # of the classes, or of the columns of the labels
-
-    @property
-    def image_size(self) -> int:
-        return self.train.images.shape[-1]
-
-    @property
-    def channels(self) -> int:
-        return self.train.images.shape[1]
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of the sizes and of 64 training images, to tell data sets apart."""
-        n = len(self.train.images)
-        some = self.train.images[torch.linspace(0, n - 1, min(n, 64)).long()]
-        counts = [len(split.images) for split in (self.train, self.val, self.test)]
-        head = f"{self.name} {counts} {tuple(some.shape)}"
-        return hashlib.sha256(head.encode() + some.numpy().tobytes()).hexdigest()[:16]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; of drawn shapes the three kinds; () where there are no classes."""
-        if self.name == "shapes":
-            return SHAPE_NAMES
-        has_classes = self.train.labels.ndim == 1 and len(self.label_names) > 1
-        return self.label_names if has_classes else ()
-
-    def class_labels(self, split: Split) -> Tensor:
-        """The class of each image of a split, (N,)."""
-        return split.labels[:, 0] if self.name == "shapes" else split.labels
 
 
 def load_dataset(
@@ -154,58 +100,6 @@ def _check_whole_number(name: str, value, low: int, high: int) -> None:
         raise VAEError(f"{name} must be a whole number from {low} to {high:,}, not {value!r}.")
 
 
-# ── Splits ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _assign_splits(split_of: Sequence[str]) -> list[Tensor]:
-    """The indices of the training, validation and test images, each shuffled with SPLIT_SEED.
-
-    Where the source names train and test only, a tenth of train (at most 5,000) becomes validation;
-    where it does not name both, all images are dealt 80/10/10. Shuffling makes the first images of
-    a split a fair sample of it, which VAE_FAST=1 relies on.
-    """
-    rows = torch.randperm(len(split_of), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    shuffled = np.array(split_of)[rows]
-    train = rows[torch.from_numpy(shuffled == "train")]
-    val = rows[torch.from_numpy(shuffled == "val")]
-    test = rows[torch.from_numpy(shuffled == "test")]
-    if not (len(train) and len(test)):
-        tenth = max(1, len(rows) // 10)
-        val, test, train = rows.tensor_split((tenth, 2 * tenth))
-    elif not len(val):
-        tenth = max(1, len(train) // 10)
-        val, train = train.tensor_split((min(tenth, 5000),))
-    return _first_if_fast([train, val, test])
-
-
-def _first_if_fast(splits: list[Tensor]) -> list[Tensor]:
-    """Under VAE_FAST=1 the first of each split: no test image is one that a full run trains on."""
-    if not env_flag("VAE_FAST"):
-        return splits
-    return [split[:count] for split, count in zip(splits, FAST_SIZES)]
-
-
-def _load_splits(
-    files: Files,
-    names: Sequence[str],
-    labels: Tensor,
-    split_of: Sequence[str],
-    size: int,
-    crop: float = 1.0,
-) -> list[Split]:
-    """The train, validation and test splits of some image files of a folder or zip."""
-    rows = _assign_splits(split_of)
-    chosen = [names[row] for row in torch.cat(rows).tolist()]
-    images, readable = load_images(files, chosen, size, crop)
-    counts = [len(part) for part in rows]
-    parts = [labels[part[kept]] for part, kept in zip(rows, readable.split(counts))]
-    if not all(map(len, parts)):
-        raise DatasetUnavailable(
-            "too few readable images: train, validation and test need one each"
-        )
-    return list(map(Split, images.split([len(part) for part in parts]), parts))
-
-
 # ── The known sets, and torchvision's files and download ─────────────────────────────────────────
 
 # Name → title, and the folder that torchvision's download makes in the data root. A new set also
@@ -235,7 +129,7 @@ def _load_known(name: str, size: int, max_images: int | None, download: bool) ->
         # The zip comes first, because the folder beside it may be half unpacked.
         found = [own.with_suffix(".zip"), own, folder, archive]
         found += [sources.kaggle_cache(), sources.hub_zip(max_images)]
-        places = dict.fromkeys(found, _load_celeba)
+        places = dict.fromkeys(found, load_celeba)
         downloads["download of Kaggle's copy"] = sources.from_kaggle
         downloads["download of parquet files"] = partial(sources.from_hub, max_images)
         put = (
@@ -282,7 +176,7 @@ def _load_torchvision(name: str, title: str, path: Path, size: int) -> ImageData
     images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
     resize = import_torchvision().transforms.functional.resize
     splits = []
-    for rows in _assign_splits(["train"] * len(train.data) + ["test"] * len(test.data)):
+    for rows in assign_splits(["train"] * len(train.data) + ["test"] * len(test.data)):
         splits.append(Split(resize(images[rows].contiguous(), [size, size]), labels[rows]))
     return ImageData(name, title, *splits, tuple(train.classes))
 
@@ -348,84 +242,8 @@ def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
         title += " (JPEG copy)"
     names = list(parts)
     split_of = [splits[file] for file in names]
-    loaded = _load_splits(files, names, torch.from_numpy(labels), split_of, size)
+    loaded = load_splits(files, names, torch.from_numpy(labels), split_of, size)
     return ImageData(name, printable(title), *loaded, tuple(map(printable, classes)))
-
-
-# ── CelebA ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _load_celeba(name: str, title: str, path: Path, size: int) -> ImageData:
-    """CelebA in its official files or in Kaggle's, whole or a subset; attributes bool (N, 40)."""
-    files = Files(path)
-    # The tables are beside the images, or among them.
-    tables = Files(path.parent) if path.stem == "img_align_celeba" else files
-    columns, attributes = _celeba_table(tables, "list_attr_celeba", (-1, 0, 1))
-    _, partition = _celeba_table(tables, "list_eval_partition", (0, 1, 2))
-    if not attributes:
-        raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
-    images = {}  # name in the tables → name of the file
-    for file in files.names:
-        if file.lower().endswith((".jpg", ".png")):
-            images[file.rsplit("/", 1)[-1]] = file
-    if len(images) < len(attributes):
-        print(
-            f"CelebA: {path} has {len(images):,} of the {len(attributes):,} images of its table; "
-            "if it should have all, unpack it again."
-        )
-
-    chosen = _with_rows(list(images), attributes, "list_attr_celeba")
-    split_of = [""] * len(chosen)
-    if partition:
-        chosen = _with_rows(chosen, partition, "list_eval_partition")
-        split_of = [("train", "val", "test")[partition[image][0]] for image in chosen]
-    labels = torch.tensor([attributes[image] for image in chosen]) > 0
-    names = [images[image] for image in chosen]
-    # The usual crop: the centred 148-pixel square of the 178x218 images.
-    loaded = _load_splits(files, names, labels, split_of, size, crop=148 / 178)
-    if len(chosen) < 202_599:
-        title += f" ({len(chosen):,} images)"
-    return ImageData(name, title, *loaded, columns)
-
-
-def _celeba_table(
-    files: Files, stem: str, allowed: Sequence[int]
-) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Column names, and the numbers of each image, from the official .txt or Kaggle's .csv.
-
-    Raises DatasetUnavailable on a row that is not an image and as many allowed numbers as columns.
-    """
-    text = b""
-    for file in files.names:
-        if file.rsplit("/", 1)[-1] in (f"{stem}.txt", f"{stem}.csv"):
-            text = files.read(file)
-    number_of = {str(number): number for number in allowed}
-    columns, rows = ("partition",), {}  # the official partition has no header
-    for line_number, line in enumerate(text.decode("utf-8-sig").splitlines(), 1):
-        cells = line.replace(",", " ").replace('"', " ").split()
-        is_image = bool(cells) and cells[0].endswith((".jpg", ".png"))
-        if cells and not (is_image or rows):
-            columns = tuple(cells[1:] if cells[0] in ("image_id", "image") else cells)
-        elif cells:
-            complete = len(cells) == len(columns) + 1 and number_of.keys() >= set(cells[1:])
-            if not (is_image and complete):
-                raise DatasetUnavailable(
-                    f"line {line_number} of {stem} is not an image and {len(columns)} of the "
-                    f"numbers {', '.join(number_of)}: get that file again"
-                )
-            rows[cells[0]] = tuple(number_of[cell] for cell in cells[1:])
-    return columns, rows
-
-
-def _with_rows(images: list[str], table: dict[str, tuple[int, ...]], stem: str) -> list[str]:
-    """Those of the images that have a row in a table of CelebA, sorted; counts the others."""
-    chosen = sorted(table.keys() & images)
-    if len(chosen) < 3:
-        raise DatasetUnavailable(f"its {len(images):,} images are not the ones in {stem}")
-    if len(chosen) < len(images):
-        missing = len(images) - len(chosen)
-        print(f"CelebA: {missing:,} images without a row in {stem} are left out.")
-    return chosen
 
 
 # ── Drawn shapes ─────────────────────────────────────────────────────────────────────────────────
@@ -450,7 +268,7 @@ def _load_shapes(size: int, max_images: int | None) -> ImageData:
     train, val, test, further = factors.split(counts)
     splits = []
     at_once = max(1, 500 * 32**2 // size**2)
-    for part in _first_if_fast([torch.cat([train, further]), val, test]):
+    for part in first_if_fast([torch.cat([train, further]), val, test]):
         images = torch.cat([draw_shapes(some, size) for some in part.split(at_once)])
         splits.append(Split(images, part))
     title = "shapes (synthetic)"

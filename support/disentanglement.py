@@ -17,8 +17,8 @@ from torch import Tensor
 
 import vae_helpers as vae
 from support.basics import progress_bar
-from support.datasets import ImageData
 from support.shapes import SHAPE_FACTORS, draw_shapes
+from support.splits import ImageData
 
 DRAWN = 10_000  # shapes that are drawn to measure a model
 VOTES = 800  # of the FactorVAE score: to learn its classifier, and as many to test it

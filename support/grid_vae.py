@@ -37,7 +37,12 @@ class GridVAE(family.Conditional, vae.VAE):
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
         halvings = round(math.log2(config.image_size / 8))
-        return {"prior_epochs": config.epochs, "prior_width": 192, "depth": max(1, halvings)}
+        return {
+            "prior_epochs": config.epochs,
+            "prior_width": 192,
+            "patience": 5,
+            "depth": max(1, halvings),
+        }
 
     @classmethod
     def choices_for(cls, data: vae.ImageData) -> dict[str, object]:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 import vae_helpers as vae
 from support.basics import progress_bar
-from support.datasets import ImageData
 from support.features import (  # noqa: F401  others write metrics.load_feature_net
     FeatureNet,
     Inception,
@@ -28,6 +27,7 @@ from support.features import (  # noqa: F401  others write metrics.load_feature_
     load_feature_net,
     torchmetrics_package,
 )
+from support.splits import ImageData
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture

@@ -16,7 +16,7 @@ from torch import Tensor
 import vae_helpers as vae
 from support import disentanglement, family, metrics
 from support.basics import progress_bar
-from support.datasets import ImageData
+from support.splits import ImageData
 
 IWAE_SAMPLES = (1, 10, 100, 500)
 IWAE_IMAGES = 200

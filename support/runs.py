@@ -198,10 +198,12 @@ def unfinished_run(
 
 def same_run(record: dict, config: vae.Config, data: vae.ImageData) -> bool:
     """Whether a record belongs to this config and these images."""
-    same_images = record.get("data", {}).get("fingerprint") == data.fingerprint
-    # A record of an earlier version lacks the fields that came later.
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    return same_images and defaults | record["config"] == dataclasses.asdict(config)
+    if record.get("data", {}).get("fingerprint") != data.fingerprint:
+        return False
+    try:
+        return vae.Config(**record["config"]) == config
+    except (TypeError, vae.VAEError):  # of another version, which knew other fields or values
+        return False
 
 
 def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:

@@ -25,9 +25,9 @@ def resident(images: Tensor, device: torch.device) -> Tensor:
 class TrainingState:
     """Everything that changes in a training; restore continues from what state_dict gave.
 
-    With config.ema the model holds its raw weights within an epoch. swap_average exchanges them
-    for the averaged ones after it, and back before the next. Under torchrun `network` averages
-    the gradients of all processes.
+    With config.ema the model holds its averaged weights between two epochs. swap_average exchanges
+    them for the raw ones, which learn, before an epoch, and back after it. Under torchrun `network`
+    averages the gradients of all processes.
     """
 
     def __init__(self, model: nn.Module, config, steps: int):
@@ -117,8 +117,6 @@ class TrainingState:
             return list(history)
         if self.average:
             self.average.load_state_dict(state["average"])
-            if epochs_done < self.config.epochs:
-                self.swap_average()
         self.optimiser.load_state_dict(state["optimiser"])
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])

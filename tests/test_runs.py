@@ -44,6 +44,16 @@ def stop_after(epoch):
     return on_epoch
 
 
+def stop_at(epoch):
+    """An on_epoch that ends the run after this many epochs."""
+
+    def on_epoch(history):
+        if len(history) == epoch:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
 def train_until(epoch, config, data, folder):
     with pytest.raises(KeyboardInterrupt):
         runs.train_run(config, data, folder, on_epoch=stop_after(epoch))
@@ -52,6 +62,21 @@ def train_until(epoch, config, data, folder):
 def without_seconds(record):
     history = [row | {"seconds": None} for row in record["history"]]
     return record | {"history": history, "seconds": None}
+
+
+def test_a_run_that_was_cut_off_as_it_ended_early_is_not_trained_further(few, folder):
+    negatives = vae.Split(255 - few.val.images, few.val.labels)  # learning makes these worse
+    other = dataclasses.replace(few, val=negatives)
+    config = vae.config_for(other, **SMALL, epochs=9, patience=1, lr=1e-2)
+    train_until(1, config, other, folder)
+    ended = runs.train_run(config, other, folder)
+    epochs = len(ended.record["history"])
+    assert epochs < 9
+    again = folder.with_name("again")
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_run(config, other, again, on_epoch=stop_at(epochs))
+    same = runs.train_run(config, other, again)
+    assert without_seconds(same.record) == without_seconds(ended.record)
 
 
 @pytest.mark.parametrize("half", [False, True])

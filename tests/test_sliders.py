@@ -82,7 +82,7 @@ def test_every_control_changes_the_one_picture_and_starts_on_a_step(explorers, s
 def test_it_is_a_widget_where_somebody_can_be_asked_and_in_voila(explorers, monkeypatch, asked):
     region = explorers["region"]
     kernel = SimpleNamespace(get_parent=lambda channel: {"content": {"allow_stdin": asked}})
-    monkeypatch.setattr(sliders, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr("support.explorer.get_ipython", lambda: SimpleNamespace(kernel=kernel))
     view = "application/vnd.jupyter.widget-view+json"
     assert (view in region._repr_mimebundle_()) is asked
     with monkeypatch.context() as voila:

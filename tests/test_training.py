@@ -133,6 +133,17 @@ def test_half_of_the_images_are_mirrored_and_no_two_times_the_same(shapes, confi
     assert all(0.35 < share < 0.65 for share in shares) and shares[0] != shares[1]
 
 
+def test_training_ends_when_validation_has_not_fallen_for_so_many_epochs(shapes, config):
+    negatives = vae.Split(255 - shapes.val.images, shapes.val.labels)  # learning makes these worse
+    other = dataclasses.replace(shapes, val=negatives)
+    patient = dataclasses.replace(config, epochs=9, patience=3)
+    history = vae.fit(vae.build_model(patient), other, patient)
+    losses = [row["val_total_nats"] for row in history]
+    assert len(losses) < 9 and min(losses) == losses[-4]
+    patient = dataclasses.replace(config, epochs=3, patience=3)
+    assert len(vae.fit(vae.build_model(patient), shapes, patient)) == 3
+
+
 def test_sigma_is_the_root_mean_squared_error_of_the_training_images(shapes, config):
     """With the weights that the run ends with; of an autoencoder, so that no noise differs."""
     model, _ = fit(shapes, dataclasses.replace(config, model="ae", likelihood="gaussian", ema=0.9))
