@@ -5,10 +5,10 @@ multiply in float32, so that no outcome depends on the processor. Tests on real 
 from VAE_DATA, else from ../shared/data beside the repository, and are skipped without.
 """
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,6 +72,31 @@ def environment(tmp_path, monkeypatch):
     plt.close("all")
 
 
+@pytest.fixture
+def fast(environment, monkeypatch):
+    """The small splits of VAE_FAST, and no download."""
+    monkeypatch.setenv("VAE_FAST", "1")
+
+
+@contextlib.contextmanager
+def refused(kind: type[Exception], *words: str):
+    """An error of this kind, in one sentence with these words."""
+    with pytest.raises(kind) as caught:
+        yield
+    sentence = str(caught.value)
+    assert all(word in sentence for word in words), sentence
+    assert "\n" not in sentence and sentence.endswith("."), sentence
+
+
+def run_python(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> str:
+    """What a script prints that ends well, as a user runs it."""
+    command = [sys.executable, *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"} | variables
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def of_seed(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -107,6 +132,11 @@ def all_shapes():
 def shapes(all_shapes):
     """192 + 64 + 48 images: an epoch of a small model takes a fifth of a second."""
     return take(all_shapes, 192, 64, 48)
+
+
+@pytest.fixture(scope="session")
+def few(shapes):
+    return take(shapes, 96, 16, 16)
 
 
 @pytest.fixture(scope="session")

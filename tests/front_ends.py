@@ -8,12 +8,11 @@ the picture. Nothing may print an error or a warning. It runs under VAE_FAST=1 o
 Prints the rows of docs/front-ends.md, and ends with 1 when one that is installed does not work.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,6 +31,7 @@ sys.path.insert(0, str(ROOT / "figures"))
 import widgets  # noqa: E402
 
 NOTEBOOK = "notebooks/Task2_Latent_Interpolation.ipynb"
+DONE = "notebooks/done.ipynb"
 # Errors, and what is printed to stderr; the second pair is of the classic notebook.
 ERRORS = "[data-mime-type$='.error'], [data-mime-type$='.stderr'], .output_error, .output_stderr"
 WAIT = 600_000  # ms for the cells above the explorer
@@ -42,25 +42,7 @@ sys.modules.setdefault("google", types.ModuleType("google")).colab = sys.modules
 """
 
 
-def project(folder: Path) -> Path:
-    """The project as links, with a copy of the notebook without outputs."""
-    for name in ("vae_helpers.py", "support", "checkpoints"):
-        (folder / name).symlink_to(ROOT / name)
-    notebook = nbformat.read(ROOT / NOTEBOOK, 4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-            cell.execution_count = None
-    path = folder / NOTEBOOK
-    path.parent.mkdir()
-    nbformat.write(notebook, path)
-    return path
-
-
-# ── In a browser ─────────────────────────────────────────────────────────────────────────────────
-
-
-def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
+def move_sliders(page, front_end: str, screenshots: Path | None) -> str:
     """Move each slider of the explorer by an arrow key and by mouse, and say what was seen."""
     picture = page.locator("img.widget-image")
     picture.wait_for(timeout=WAIT)
@@ -90,8 +72,8 @@ def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
     keys = sum(changes(handle, press) for handle in handles)
     drags = sum(changes(handle, drag) for handle in handles)
     picture.scroll_into_view_if_needed()
-    if screenshot:
-        page.screenshot(path=screenshot)
+    if screenshots:
+        page.screenshot(path=screenshots / f"{front_end}.png")
     errors = page.locator(ERRORS).all_text_contents()
     seen = f"of {len(handles)} sliders the mouse moved {drags}, arrow keys {keys}"
     # Notebook 7 keeps arrow keys for itself (jupyter/notebook, issue 7716).
@@ -101,27 +83,31 @@ def move_sliders(page, screenshot: Path | None, front_end: str) -> str:
     return f"{seen}; no error"
 
 
-def lab(path: Path, screenshot: Path | None, module: str = "jupyterlab") -> str:
-    with widgets.open_lab(path.parents[1], module) as opened:
+@contextlib.contextmanager
+def lab(folder: Path, module: str = "jupyterlab") -> Iterator:
+    """Like those below a page on which the notebook runs."""
+    with widgets.open_lab(folder, module) as opened:
         opened.open_and_run(NOTEBOOK)
-        return move_sliders(opened.page, screenshot, module)
+        yield opened.page
 
 
-def nbclassic(path: Path, screenshot: Path | None) -> str:
-    options = ["--ServerApp.token=", f"--ServerApp.root_dir={path.parents[1]}", "--allow-root"]
+@contextlib.contextmanager
+def nbclassic(folder: Path) -> Iterator:
+    options = ["--ServerApp.token=", f"--ServerApp.root_dir={folder}", "--allow-root"]
     with serve("nbclassic", "--no-browser", *options) as url, widgets.open_page() as page:
         page.goto(f"{url}nbclassic/notebooks/{NOTEBOOK}")
         page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=WAIT)
         page.wait_for_timeout(10_000)  # its widgets first ask the kernel what is there
         page.evaluate("Jupyter.notebook.execute_all_cells()")
-        return move_sliders(page, screenshot, "nbclassic")
+        yield page
 
 
-def voila(path: Path, screenshot: Path | None) -> str:
-    options = ["--no-browser", "--show_tracebacks=True", str(path)]
+@contextlib.contextmanager
+def voila(folder: Path) -> Iterator:
+    options = ["--no-browser", "--show_tracebacks=True", str(folder / NOTEBOOK)]
     with serve("voila", *options) as url, widgets.open_page() as page:
         page.goto(url, wait_until="commit", timeout=WAIT)  # the page ends with the last cell
-        return move_sliders(page, screenshot, "voila")
+        yield page
 
 
 @contextlib.contextmanager
@@ -143,39 +129,31 @@ def serve(module: str, *options: str) -> Iterator[str]:
         server.wait()
 
 
-# ── Without a browser ────────────────────────────────────────────────────────────────────────────
+def nbconvert(folder: Path, **variables: str) -> str:
+    options = ["--to=notebook", "--execute", "--output=done", NOTEBOOK]
+    return execute(folder, "nbconvert", *options, **variables)
 
 
-def nbconvert(path: Path, screenshot: Path | None) -> str:
-    return execute(path, "nbconvert", "--to=notebook", "--execute", "--output=done", str(path))
+def papermill(folder: Path) -> str:
+    return execute(folder, "papermill", "--cwd=notebooks", NOTEBOOK, DONE)
 
 
-def papermill(path: Path, screenshot: Path | None) -> str:
-    done = str(path.with_name("done.ipynb"))
-    return execute(path, "papermill", "--cwd", str(path.parent), str(path), done)
-
-
-def colab(path: Path, screenshot: Path | None) -> str:
+def colab(folder: Path) -> str:
     """Colab's versions, and its module google.colab as a stand-in."""
-    site = path.parents[1] / "colab"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(COLAB)
-    os.environ["PYTHONPATH"] = str(site)
-    try:
-        seen = nbconvert(path, None)
-    finally:
-        del os.environ["PYTHONPATH"]
-    if "widget manager on" not in path.with_name("done.ipynb").read_text():
+    (folder / "sitecustomize.py").write_text(COLAB)
+    seen = nbconvert(folder, PYTHONPATH=str(folder))
+    if "widget manager on" not in (folder / DONE).read_text():
         raise RuntimeError("the set-up cell did not turn on Colab's widget manager")
     return f"set-up cell turned on the widget manager (stand-in); {seen}"
 
 
-def execute(path: Path, *command: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+def execute(folder: Path, *command: str, **variables: str) -> str:
+    options = {"cwd": folder, "env": os.environ | variables, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-m", *command], **options)
     if done.returncode:
         raise RuntimeError(done.stderr[-500:])
     pictures = 0
-    for cell in nbformat.read(path.with_name("done.ipynb"), 4).cells:
+    for cell in nbformat.read(folder / DONE, 4).cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error" or output.get("name") == "stderr":
                 raise RuntimeError(output.get("text") or output.evalue)
@@ -183,30 +161,29 @@ def execute(path: Path, *command: str) -> str:
     return f"{pictures} pictures, no error"
 
 
-# ── The table ────────────────────────────────────────────────────────────────────────────────────
-
-# Front end → how it is tried, and the packages whose versions matter; the first has to be there.
-FRONT_ENDS = {
-    "jupyterlab": (lab, ["jupyterlab", "ipywidgets"]),
-    "notebook": (partial(lab, module="notebook"), ["notebook", "ipywidgets"]),
-    "nbclassic": (nbclassic, ["nbclassic", "ipywidgets"]),
-    "voila": (voila, ["voila", "ipywidgets"]),
-    "nbconvert": (nbconvert, ["nbconvert"]),
-    "papermill": (papermill, ["papermill"]),
-    "colab": (colab, ["torch", "numpy", "matplotlib", "ipywidgets"]),
-}
+NOTEBOOK_7 = partial(lab, module="notebook")
+IN_A_BROWSER = {"jupyterlab": lab, "notebook": NOTEBOOK_7, "nbclassic": nbclassic, "voila": voila}
+WITHOUT = {"nbconvert": nbconvert, "papermill": papermill, "colab": colab}
+FRONT_ENDS = [*IN_A_BROWSER, *WITHOUT]
+VERSIONS = {"colab": ["torch", "numpy", "matplotlib", "ipywidgets"]}  # of the others their own
 
 
 def try_out(name: str, screenshots: Path | None) -> str:
     """What was seen in one front end. Raises what its driver raises."""
-    attempt = FRONT_ENDS[name][0]
-    screenshot = screenshots / f"{name}.png" if screenshots else None
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"VAE_FAST": "1", "TQDM_DISABLE": "1", "VAE_DEVICE": "cpu"}
+    os.environ |= {"VAE_FAST": "1", "TQDM_DISABLE": "1", "VAE_DEVICE": "cpu"}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for place in ("data", "runs", "cache"):
-            os.environ[f"VAE_{place.upper()}"] = str(Path(folder, f".{place}"))
-        os.environ["JUPYTER_CONFIG_DIR"] = str(Path(folder, ".config"))
-        return attempt(project(Path(folder)), screenshot)
+            os.environ[f"VAE_{place.upper()}"] = str(folder / f".{place}")
+        os.environ["JUPYTER_CONFIG_DIR"] = str(folder / ".config")
+        for part in ("vae_helpers.py", "support", "checkpoints"):
+            (folder / part).symlink_to(ROOT / part)
+        (folder / "notebooks").mkdir()
+        shutil.copy(ROOT / NOTEBOOK, folder / NOTEBOOK)
+        if name in WITHOUT:
+            return WITHOUT[name](folder)
+        with IN_A_BROWSER[name](folder) as page:
+            return move_sliders(page, name, screenshots)
 
 
 def main() -> None:
@@ -221,7 +198,7 @@ def main() -> None:
     broken = False
     print("| front end | versions | seen |\n| :-- | :-- | :-- |")
     for name in options.names or FRONT_ENDS:
-        packages = FRONT_ENDS[name][1]
+        packages = VERSIONS.get(name) or [name, *["ipywidgets"] * (name in IN_A_BROWSER)]
         if not importlib.util.find_spec(packages[0]):
             print(f"| {name} | | skipped: not installed |", flush=True)
             continue

@@ -1,8 +1,6 @@
 """Image files that tests make: each picture carries its number in its colour, so that a test can
 say which image it sees, whatever became of the file."""
 
-from __future__ import annotations
-
 import shutil
 import zipfile
 from pathlib import Path
@@ -30,14 +28,11 @@ def paint(path: Path, number: int, size: tuple[int, int] = (8, 8), mode: str = "
     return path
 
 
-def paint_noise(
-    folder: Path, count: int, size: tuple[int, int] = (24, 24), mode: str = "RGB"
-) -> Path:
-    """A flat folder of images of random pixels; size is (width, height)."""
+def paint_noise(folder: Path, count: int, mode: str = "RGB") -> Path:
+    """A flat folder of images of random pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        rng = np.random.default_rng(i)
-        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).convert(mode).save(folder / f"{i:03}.png")
     return folder
 
@@ -63,43 +58,35 @@ def zip_folder(folder: Path, path: Path) -> Path:
     return path
 
 
-# ── What was loaded ──────────────────────────────────────────────────────────────────────────────
-
-
 def numbers(split) -> list[int]:
     """The numbers that paint() gave to the images of a split; resizing may lie between."""
     return [round((int(image[0, 0, 0]) - 20) / 8) for image in split.images]
 
 
+def splits(data) -> list:
+    return [data.train, data.val, data.test]
+
+
 def all_numbers(data) -> list[int]:
-    return sorted(numbers(data.train) + numbers(data.val) + numbers(data.test))
+    return sorted(sum(map(numbers, splits(data)), []))
 
 
 def all_images(data) -> torch.Tensor:
-    return torch.cat([data.train.images, data.val.images, data.test.images])
+    return torch.cat([split.images for split in splits(data)])
 
 
 def sizes(data) -> list[int]:
-    return [len(getattr(data, name).images) for name in SPLITS]
+    return [len(split.images) for split in splits(data)]
 
 
 def labels_follow(data, label_of) -> bool:
     """Whether every painted image has the label of its number."""
-    for name in SPLITS:
-        split = getattr(data, name)
-        if split.labels.tolist() != list(map(label_of, numbers(split))):
-            return False
-    return True
+    expected = [list(map(label_of, numbers(split))) for split in splits(data)]
+    return [split.labels.tolist() for split in splits(data)] == expected
 
 
 def same(a, b) -> bool:
-    pairs = []
-    for name in SPLITS:
-        pairs += zip(getattr(a, name), getattr(b, name))
-    return all(torch.equal(one, other) for one, other in pairs)
-
-
-# ── The known data sets ──────────────────────────────────────────────────────────────────────────
+    return all(map(torch.equal, sum(splits(a), ()), sum(splits(b), ())))
 
 
 def numbered(*shape: int) -> np.ndarray:

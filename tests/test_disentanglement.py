@@ -11,8 +11,6 @@ from support.shapes import SHAPE_FACTORS
 
 LEVELS = (3, 10, 4, 8)
 N = 2000
-
-
 FACTORS = disentanglement.random_factors(N, LEVELS, of_seed(0))
 
 
@@ -56,9 +54,6 @@ def test_mig_of_known_codes_does_not_change_with_a_rising_function_of_them():
         assert mig(other) == pytest.approx(mig(mu), abs=1e-9)
 
 
-# ── DCI ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_dci_of_known_codes():
     assert dci(perfect(FACTORS)) == pytest.approx((1, 1, 1), abs=0.02)
     assert max(dci(noise(FACTORS))) < 0.06
@@ -71,9 +66,6 @@ def test_a_copied_factor_costs_completeness_but_not_disentanglement():
     disentangled, complete, informative = dci(copied(FACTORS))
     assert (disentangled, informative) == pytest.approx((1, 1), abs=0.02)
     assert complete == pytest.approx(1 - np.log(2) / np.log(5) / 4, abs=0.03)
-
-
-# ── FactorVAE ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("code, expected", [(perfect, 1), (copied, 1), (noise, 1 / 4)])
@@ -92,11 +84,8 @@ def test_dimensions_that_hardly_vary_have_no_vote():
     assert disentanglement.factor_vae_score(with_dead, LEVELS, votes=300, images=32) == 1
 
 
-# ── Models ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def few(monkeypatch):
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
     monkeypatch.setattr(disentanglement, "DRAWN", 600)
     monkeypatch.setattr(disentanglement, "VOTES", 20)
 
@@ -108,7 +97,7 @@ def scaled(shapes, factor):
     return model
 
 
-def test_a_models_scores_are_seeded_and_a_collapsed_one_has_none(shapes, few):
+def test_a_models_scores_are_seeded_and_a_collapsed_one_has_none(shapes):
     model = scaled(shapes, 1000)
     first, again, other = (disentanglement.disentanglement(model, seed) for seed in (0, 0, 1))
     assert first == again != other
@@ -116,7 +105,7 @@ def test_a_models_scores_are_seeded_and_a_collapsed_one_has_none(shapes, few):
     assert len(set(first) - set(collapsed)) == 5
 
 
-def test_traversals_move_the_first_test_image_and_name_the_factor(model, shapes, few, monkeypatch):
+def test_traversals_move_the_first_test_image_and_name_the_factor(model, shapes, monkeypatch):
     """Codes of drawn shapes are replaced by factors: dimension d holds factor 6 - d."""
 
     def codes(model, factors):

@@ -45,9 +45,6 @@ def vq():
     return model.eval()
 
 
-# ── The grid ────────────────────────────────────────────────────────────────────────────────────
-
-
 @given(st.integers(8, 70), st.sampled_from(["conv", "fc"]), st.sampled_from(["grid_vae", "vq_vae"]))
 def test_the_grid_of_codes_fits_every_size(size, arch, name):
     model = untrained(name, image_size=size, arch=arch)
@@ -68,9 +65,6 @@ def test_the_price_of_a_grid_is_log_q_minus_log_prior():
     model.begin_stage(0)  # the first stage has N(0, I)
     expected = kl_divergence(q, Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(model.code_nats(out), expected)
-
-
-# ── Codes of a codebook ─────────────────────────────────────────────────────────────────────────
 
 
 def test_codes_follow_the_moving_averages_of_what_they_stand_for():
@@ -115,9 +109,6 @@ def test_half_precision_leaves_the_codebook_as_it_is(vq, tmp_path):
         original = vq.state_dict()[name]
         rounded = original if name.startswith("codebook.") else original.half().float()
         assert torch.equal(value, rounded), name
-
-
-# ── The priors ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_prior_is_a_distribution_over_all_grids_under_every_condition():
@@ -186,16 +177,15 @@ def test_temperature_sharpens_weights_and_gaussians_alike(temperature):
     torch.testing.assert_close(z.var(0).double(), variance, atol=0.06, rtol=0.05)
 
 
-# ── Training ────────────────────────────────────────────────────────────────────────────────────
+both_models = pytest.mark.parametrize(
+    "choices", [{"model": "grid_vae"}, {"model": "vq_vae", "codebook": 16}], ids=str
+)
 
 
-@pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])
-def test_in_the_second_stage_only_the_prior_learns(shapes, name):
-    sizes = {"latent_dim": 3, "width": 4, "prior_width": 16}
-    sizes |= {"codebook": 7} if name == "vq_vae" else {}
-    config = vae.config_for(
-        shapes, model=name, **sizes, epochs=2, prior_epochs=3, batch_size=32, norm="batch"
-    )
+@both_models
+def test_in_the_second_stage_only_the_prior_learns(shapes, choices):
+    sizes = {"latent_dim": 3, "width": 4, "prior_width": 16, "batch_size": 32, "norm": "batch"}
+    config = vae.config_for(shapes, **choices, **sizes, epochs=2, prior_epochs=3)
     model = vae.build_model(config)
     states = []
 
@@ -212,13 +202,10 @@ def test_in_the_second_stage_only_the_prior_learns(shapes, name):
     assert history[4]["val_reconstruction_nats"] == history[1]["val_reconstruction_nats"]
 
 
-@pytest.mark.parametrize("name", ["grid_vae", "vq_vae"])
-def test_samples_show_the_class_that_was_asked_for(quarters, name):
-    sizes = {"latent_dim": 4, "width": 8, "prior_width": 32}
-    sizes |= {"codebook": 16} if name == "vq_vae" else {}
-    config = vae.config_for(
-        quarters, model=name, **sizes, epochs=8, prior_epochs=30, batch_size=16, lr=5e-3
-    )
+@both_models
+def test_samples_show_the_class_that_was_asked_for(quarters, choices):
+    sizes = {"latent_dim": 4, "width": 8, "prior_width": 32, "batch_size": 16, "lr": 5e-3}
+    config = vae.config_for(quarters, **choices, **sizes, epochs=8, prior_epochs=30)
     model = vae.build_model(config)
     vae.fit(model, quarters, config)
     for number, label in enumerate("abcd"):

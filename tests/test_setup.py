@@ -1,7 +1,5 @@
 """support/setup.py: which build of PyTorch is installed, and when the environment is made anew."""
 
-from __future__ import annotations
-
 import subprocess
 from types import SimpleNamespace
 

@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SMALL, of_seed, same_weights
+from conftest import SMALL, of_seed, refused, run_python, same_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
@@ -43,12 +41,20 @@ def one_cycle(step, steps, top):
     return top / 250_000 + (top - top / 250_000) * fall
 
 
+def bce_and_kl(out, x):
+    """Both by PyTorch alone, in nats for each image."""
+    bce = F.binary_cross_entropy_with_logits(out.x_raw, x, reduction="none").sum((1, 2, 3))
+    q = Normal(out.mu, torch.exp(0.5 * out.logvar))
+    return bce, kl_divergence(q, Normal(0, 1)).sum(1)
+
+
 @pytest.mark.parametrize("choices", [
-    {}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999}, {"model": "info_vae", "mmd": 50}
+    {"kl_warmup": 2, "epochs": 3}, {"schedule": "one_cycle"}, {"ema": 0.3}, {"ema": 0.999},
+    {"model": "info_vae", "mmd": 50},
 ], ids=str)  # fmt: skip
 def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
-    """Adam on the mean of BCE + KL / 2, and the penalty, over batches of 50, 50, 50 and 42."""
-    config = dataclasses.replace(config, seed=3, beta=0.5, batch_size=50, **choices)
+    """Adam on the mean of BCE + beta KL, and the penalty, over batches of 50, 50, 50 and 42."""
+    config = dataclasses.replace(config, seed=3, beta=4, batch_size=50, **choices)
     model, history = fit(shapes, config)
     by_hand = vae.build_model(config)
     optimiser = torch.optim.Adam(by_hand.parameters(), lr=config.lr)
@@ -61,22 +67,21 @@ def test_training_is_what_a_loop_by_hand_does(shapes, config, choices):
                 optimiser.param_groups[0]["lr"] = one_cycle(n, 8, config.lr)
             x = shapes.train.images[batch] / 255
             out = by_hand(x, noise)
-            bce = F.binary_cross_entropy_with_logits(out.x_raw, x, reduction="sum")
-            q = Normal(out.mu, torch.exp(0.5 * out.logvar))
-            loss = bce + 0.5 * kl_divergence(q, Normal(0, 1)).sum()
+            bce, kl = bce_and_kl(out, x)
+            warm = min(1, n / (4 * config.kl_warmup)) if config.kl_warmup else 1
             optimiser.zero_grad()
-            (loss / len(x) + by_hand.penalty(out, noise)).backward()
+            ((bce + 4 * warm * kl).mean() + by_hand.penalty(out, noise)).backward()
             optimiser.step()
             decay = min(config.ema, (1 + n) / (10 + n)) if n else 0
             average = decay * average + (1 - decay) * weights(by_hand)
-            total += loss.item()
+            total += (bce + 4 * kl).sum().item()
             n += 1
         assert row["train_total_nats"] == pytest.approx(total / 192, rel=1e-5)
     torch.testing.assert_close(weights(model), average, rtol=1e-3, atol=2e-5)
     # What is validated are the averaged weights.
     reconstruction, kl = (loss.mean().item() for loss in vae.image_losses(model, shapes.val.images))
     assert history[-1]["val_reconstruction_nats"] == reconstruction
-    assert history[-1]["val_total_nats"] == pytest.approx(reconstruction + 0.5 * kl)
+    assert history[-1]["val_total_nats"] == pytest.approx(reconstruction + 4 * kl)
 
 
 @given(st.integers(1, 200), st.integers(2, 50), st.sampled_from(["none", "batch"]))
@@ -108,11 +113,8 @@ def test_validation_images_change_no_weights_and_test_images_are_not_even_read(s
 
 
 def test_a_loss_that_is_not_finite_stops_in_one_sentence(shapes, config):
-    with pytest.raises(
-        vae.TrainingDiverged, match="epoch 1, .*lr 1e.09: try a smaller lr"
-    ) as caught:
+    with refused(vae.TrainingDiverged, "epoch 1, ", "lr 1e+09: try a smaller lr"):
         fit(shapes, dataclasses.replace(config, lr=1e9))
-    assert "\n" not in str(caught.value)
 
 
 def test_half_of_the_images_are_mirrored_and_no_two_times_the_same(shapes, config):
@@ -129,24 +131,6 @@ def test_half_of_the_images_are_mirrored_and_no_two_times_the_same(shapes, confi
         assert (same | mirrored).all()
         shares.append(mirrored.float().mean().item())
     assert all(0.35 < share < 0.65 for share in shares) and shares[0] != shares[1]
-
-
-def test_beta_rises_from_zero_over_the_epochs_of_the_warm_up(shapes, config):
-    """The weight of the KL in a step is the gradient that reaches it."""
-    config = dataclasses.replace(config, beta=4, kl_warmup=2, epochs=3)
-    model = vae.build_model(config)
-    gradients = []
-
-    def code_nats(out):
-        kl = vae.kl_nats(out.mu, out.logvar)
-        if kl.requires_grad:
-            kl.register_hook(lambda gradient: gradients.append(gradient.sum().item()))
-        return kl
-
-    model.code_nats = code_nats
-    vae.fit(model, shapes, config)
-    rising = [4 * step / 12 for step in range(12)]  # an epoch has 6 batches
-    assert gradients == pytest.approx(rising + [4] * 6, rel=1e-5)
 
 
 def test_training_ends_when_validation_has_not_fallen_for_so_many_epochs(shapes, config):
@@ -172,15 +156,12 @@ def test_sigma_is_the_root_mean_squared_error_of_the_training_images(shapes, con
 def test_image_losses_equal_a_computation_by_hand(model, shapes):
     """501 images are one more than a pass."""
     images = shapes.train.images.repeat(3, 1, 1, 1)[:501]
-    generator, parts = of_seed(3), []
-    for x in (images / 255).split(500):
-        with torch.no_grad():
-            out = model(x, generator)
-        bce = F.binary_cross_entropy_with_logits(out.x_raw, x, reduction="none").sum((1, 2, 3))
-        q = Normal(out.mu, torch.exp(0.5 * out.logvar))
-        parts.append(torch.stack([bce, kl_divergence(q, Normal(0, 1)).sum(1)]))
-    losses = torch.stack(vae.image_losses(model, images, seed=3))
-    torch.testing.assert_close(losses, torch.cat(parts, 1).double(), rtol=1e-4, atol=1e-3)
+    generator = of_seed(3)
+    with torch.no_grad():
+        parts = [bce_and_kl(model(x, generator), x) for x in (images / 255).split(500)]
+    expected = tuple(torch.cat(nats).double() for nats in zip(*parts))
+    losses = vae.image_losses(model, images, seed=3)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
@@ -226,10 +207,8 @@ def test_two_processes_train_what_one_does(tmp_path):
     flags = "--dataset shapes --model ae --max_images 299 --image_size 16 --latent_dim 4 --width 8"
     arguments = [*flags.split(), "--epochs", "2", "--batch_size", "100", "--out"]
     one = train.main([*arguments, str(tmp_path / "one")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
-    command = [*torchrun, *arguments, str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
+    run_python(*torchrun, *arguments, tmp_path / "two")
     record = json.loads((tmp_path / "two" / "model.json").read_text())
     assert record["processes"] == 2
     for row, row_of_two in zip(one.record["history"], record["history"]):
