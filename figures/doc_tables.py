@@ -228,7 +228,8 @@ def ablation() -> str:
 
 
 def networks() -> str:
-    columns = {title: OF_PICTURES[title] for title in ("reconstructions", "samples, prior")}
+    columns = {"total (nats)": ("total_nats", 1), "MSE": ("mse", 4)}
+    columns |= {title: OF_PICTURES[title] for title in ("reconstructions", "samples, prior")}
     return of_ablation("networks", "model", columns)
 
 
