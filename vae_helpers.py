@@ -1366,7 +1366,7 @@ def plot_curves(
     reference: dict[str, float] | None = None,
 ) -> Figure:
     """Named curves (xs, ys) of what is never negative, with named lines for comparison."""
-    fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
     for name, (xs, ys) in curves.items():
         ax.plot(xs, ys, marker=".", label=name)
     for name, value in (reference or {}).items():
@@ -1375,7 +1375,7 @@ def plot_curves(
     ax.margins(y=0.15)
     ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # what is shown here is never negative
     if len(curves) > 1 or reference:
-        ax.legend()
+        fig.legend(loc="outside right center")  # beside the curves, so that it covers none
     fig.suptitle(title, **LEFT)
     return fig
 
@@ -1416,7 +1416,7 @@ def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figur
     axes[2].hist(posterior.norms, label="codes z ~ q(z|x)", **filled)
     norms = posterior.mu.norm(dim=1)
     axes[2].hist(norms, bins=40, density=True, histtype="step", color="k", label="means mu(x)")
-    axes[2].set(title="distance from the origin", xlabel="‖·‖", ylabel="density")
+    axes[2].set(title="distance from the origin", xlabel="norm", ylabel="density")
     axes[2].legend()
     fig.suptitle(title, **LEFT)
     return fig
