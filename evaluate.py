@@ -9,7 +9,6 @@ lengths, Fréchet distances and disentanglement, which only the drawn shapes hav
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -184,15 +183,6 @@ def measure(
     return parts
 
 
-def without_nan(value):
-    """Numbers that JSON does not know, like the PSNR of a perfect copy, become None."""
-    if isinstance(value, dict):
-        return {key: without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def main(argv: list[str] | None = None) -> dict:
     """Load, draw, measure, write; returns what metrics.json holds.
 
@@ -204,6 +194,13 @@ def main(argv: list[str] | None = None) -> dict:
     began = time.perf_counter()
     folder = args.run or runs.newest_run()
     model, record, data = load(folder, args.data_dir)
+    images = len(data.train.images)
+    fitted = not (args.quick or model.learned_prior) and images >= report.LEAST_FRECHET
+    if fitted and args.components > images:
+        raise vae.VAEError(
+            f"--components: a mixture of {args.components:,} Gaussians needs as many training "
+            f"images, and there are {images:,}."
+        )
     trained_on = record.get("data", {})
     same_data = trained_on.get("fingerprint") == data.fingerprint
     if not same_data:
@@ -237,7 +234,7 @@ def main(argv: list[str] | None = None) -> dict:
     if warning:
         results["warning"] = warning
     results["seconds"] = round(time.perf_counter() - began, 1)
-    results = without_nan(results)
+    results = report.without_nan(results)
     vae.write_json(args.out / "metrics.json", results)
     text = report.as_markdown(results)
     (args.out / "report.md").write_text(text, encoding="utf-8")

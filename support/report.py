@@ -1,5 +1,6 @@
 """What evaluate.py says about one run: its numbers, part by part, and its pictures."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -320,3 +321,12 @@ def draw_conditions(model: vae.VAE, data: ImageData, seed: int, out: Path) -> No
             model, images[:8], labels[:8], data.label_names, attributes, title
         )
         save_figure(figure, out / "attributes.png")
+
+
+def without_nan(value):
+    """Numbers that JSON does not know, like the PSNR of a perfect copy, become None."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -104,9 +104,11 @@ def nbclassic(folder: Path) -> Iterator:
 
 @contextlib.contextmanager
 def voila(folder: Path) -> Iterator:
-    options = ["--no-browser", "--show_tracebacks=True", str(folder / NOTEBOOK)]
+    # Given the notebook alone, Voila would refuse the pictures that stand outside its folder.
+    options = ["--no-browser", "--show_tracebacks=True", str(folder)]
     with serve("voila", *options) as url, widgets.open_page() as page:
-        page.goto(url, wait_until="commit", timeout=WAIT)  # the page ends with the last cell
+        address = f"{url}voila/render/{NOTEBOOK}"
+        page.goto(address, wait_until="commit", timeout=WAIT)  # the page ends with the last cell
         yield page
 
 

@@ -45,6 +45,12 @@ def evaluated(run):
     return evaluate.main(["--run", str(run), *flags]), run / "evaluation"
 
 
+def test_more_gaussians_than_images_are_refused_before_anything_is_measured(run, tmp_path):
+    with refused(vae.VAEError, "--components", "training images"):
+        evaluate.main(["--run", str(run), "--components", "100000", "--out", str(tmp_path / "e")])
+    assert not (tmp_path / "e").exists()
+
+
 def parts_of(results):
     return {name for name, part in results.items() if isinstance(part, dict)}
 
@@ -167,4 +173,4 @@ def test_a_single_test_image_is_enough_and_other_images_than_before_are_noted(tm
 
 def test_what_json_does_not_know_becomes_none_in_lists_too():
     measured = {"psnr": math.inf, "kl": [math.nan, 1.0]}
-    assert evaluate.without_nan(measured) == {"psnr": None, "kl": [None, 1.0]}
+    assert report.without_nan(measured) == {"psnr": None, "kl": [None, 1.0]}
