@@ -330,10 +330,9 @@ def slope_along_codes(model: vae.VAE, mu: Tensor) -> float:
     return change(model, start, 0.1 * (other - one)) / (0.1 * whole)
 
 
-def burnt(model: vae.VAE, z: Tensor, length: float) -> float:
-    """Share of values below 0.02 or above 0.98 after each code moves so far in any direction."""
-    step = vae.sample_latents(len(z), model.latent_size, radius=length, seed=3)
-    x_hat = vae.decode_images(model, z + step)
+def burnt(model: vae.VAE, z: Tensor) -> float:
+    """Share of values below 0.02 or above 0.98 in what codes (N, D) decode to."""
+    x_hat = vae.decode_images(model, z)
     return ((x_hat < 0.02) | (x_hat > 0.98)).double().mean().item()
 
 
@@ -343,15 +342,18 @@ def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
     path = vae.decode_images(model, vae.interpolate_latents(mu[:500], mu[500:1000], 21))
     training_clouds = vae.encode_images(model, data.train.images)
     distance = nearest_cloud((mu[:200], logvar[:200]), training_clouds)
-    steps = vae.sample_latents(1000, model.latent_size, radius=1, seed=2)
+    one, other = mu[:1000].chunk(2)
+    length = (one - other).norm(dim=1).mean().item()
+    steps = vae.sample_latents(1000, model.latent_size, radius=length, seed=2)
     return {
         "sigma": (0.5 * logvar).exp().mean().item(),
         "radius": logvar.exp().sum(1).sqrt().mean().item(),
         "unevenness": metrics.step_unevenness(path).mean().item(),
-        "step": change(model, mu[:1000], steps),
+        "distance": length,
+        "relative_change": change(model, mu[:1000], steps) / change(model, one, other - one),
         "slope_along_codes": slope_along_codes(model, mu[:3000]),
-        "burnt_copies": burnt(model, mu[:1000], 0),
-        "burnt_12_away": burnt(model, mu[:1000], 12),
+        "burnt_copies": burnt(model, mu[:1000]),
+        "burnt_after": burnt(model, mu[:1000] + steps),
         "end_contrast": vae.contrast(path[[0, -1]]).mean().item(),
         "nearest_cloud": distance,
         "index_nats": index_information(*training_clouds),

@@ -70,7 +70,7 @@ def fixed_codes() -> str:
         "distance of the mean code from the origin (prior: 0)": "{mean_norm:.1f}",
         "spread of the codes per dimension (prior: 1)": "{code_std:.2f}",
         "largest variance of the codes over all directions (prior: 1)": "{variance_max:.1f}",
-        "directions, of 128, in which the codes have a variance above 0.01": "{directions}",
+        "directions, of 128, that hold 99% of the variance of the codes": "{directions}",
         f"contrast of samples of N(0, I) (real images: {real:.3f})": "{prior_contrast:.3f}",
         "contrast of samples of a Gaussian fitted to the codes": "{fitted_contrast:.3f}",
         "distance of samples of N(0, I) from photographs (Task 1)": "{prior_distance:,.0f}",
@@ -94,11 +94,14 @@ def smooth_space() -> str:
     return compare(models, {
         "width of the clouds, mean σ": "{sigma:.4f}",
         "usual distance of a sample from its mean": "{radius:.3g}",
-        "change of the picture for a random step of length 1 (RMS)": "{step:.4f}",
+        "mean distance of two codes": "{distance:.1f}",
+        "change for a random step of that length / the change between two codes":
+            "{relative_change:.2f}",
         "change for a tenth of a difference of codes / a tenth of the change for all of it":
             "{slope_along_codes:.2f}",
         "burnt pixels (below 0.02 or above 0.98) in reconstructions": "{burnt_copies:.1%}",
-        "burnt pixels after a random step of length 12 from a mean": "{burnt_12_away:.1%}",
+        "burnt pixels after a random step as long as the mean distance of two codes":
+            "{burnt_after:.1%}",
         "unevenness of the steps on a straight line": "{unevenness:.3f}",
         "contrast of the reconstructions": "{end_contrast:.3f}",
         "distance of the nearest cloud, $D_B$": "{nearest_cloud}",

@@ -251,19 +251,20 @@ def gaussian_gap(z: Tensor) -> dict[str, float]:
 
     mean_norm                    length of their mean
     variance_max, variance_min   over all directions: eigenvalues of their covariance
-    directions                   how many have a variance above ACTIVE_THRESHOLD
+    directions                   how many hold 99% of the whole variance
     fit_kl_nats                  KL(N(mean, covariance) || N(0, I))
     """
     z = z.double()
     mean = z.mean(0)
     variances = torch.linalg.eigvalsh(torch.cov(z.T).reshape(z.shape[1], -1))
+    held = variances.flip(0).cumsum(0) / variances.sum()
     log_determinant = variances.clamp(min=1e-12).log().sum()
     kl = 0.5 * (variances.sum() + mean.square().sum() - len(variances) - log_determinant)
     return {
         "mean_norm": mean.norm().item(),
         "variance_max": variances[-1].item(),
         "variance_min": variances[0].item(),
-        "directions": int((variances > vae.ACTIVE_THRESHOLD).sum()),
+        "directions": int((held < 0.99).sum()) + 1,
         "fit_kl_nats": kl.item(),
     }
 

@@ -9,6 +9,7 @@ import torch
 from conftest import of_seed, rand, randn, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -196,6 +197,8 @@ def test_the_gap_to_the_prior_is_the_kl_of_the_fitted_gaussian():
     assert gap["fit_kl_nats"] == pytest.approx(kl_divergence(fitted, prior).item())
     eigenvalues = np.linalg.eigvalsh(np.cov(z.T))
     assert (gap["variance_min"], gap["variance_max"]) == pytest.approx(tuple(eigenvalues[[0, 2]]))
+    wide = z * torch.tensor([1.0, 20, 30])
+    assert metrics.gaussian_gap(wide)["directions"] == PCA(0.99).fit(wide).n_components_ == 2
 
 
 @given(method=st.sampled_from(sorted(vae.METHODS)), n=st.integers(1, 20))
