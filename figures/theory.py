@@ -209,27 +209,27 @@ SQUARE = 3.0  # the square from -3 to 3 in both coordinates holds 99.5% of N(0, 
 
 
 def question_3(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
-    z = vae.sample_latents(SHOWN, models["VAE"].latent_size, seed=0)
-    title = f"Q3 · The same draws of N(0, I): speckled patches or soft blobs: {data.title}"
-    figures = {"theory_q3_samples.png": vae.plot_samples(models, z, title)}
+    """Where the codes lie, and what draws of the prior and of a fitted Gaussian decode to."""
     images, net = data.test.images, metrics.load_feature_net()
     real = metrics.image_features(images, net)
     numbers = {"real images": {"contrast": vae.contrast(images).mean().item()}}
+    rows = {}
     for name, model in models.items():
         codes = where_codes_lie(model, images)
         quoted = ("mean_norm", "code_std", "variance_max", "directions")
         numbers[name] = {key: codes[key] for key in quoted}
-        fitted = metrics.fit_mixture(vae.sample_codes(model, data.train.images), components=1)
-        draws = {
-            "prior": vae.sample_latents(len(images), model.latent_size, seed=0),
-            "fitted": metrics.sample_mixture(fitted, len(images)),
-        }
-        for source, drawn in draws.items():
-            samples = vae.decode_images(model, drawn)
+        gaussian = metrics.fit_mixture(vae.sample_codes(model, data.train.images), components=1)
+        prior = vae.sample_latents(len(images), model.latent_size, seed=0)
+        fitted = metrics.sample_mixture(gaussian, len(images))
+        for source, z in (("prior", prior), ("fitted", fitted)):
+            samples = vae.decode_images(model, z)
             numbers[name][f"{source}_contrast"] = vae.contrast(samples).mean().item()
             features = metrics.image_features(samples, net)
             numbers[name][f"{source}_distance"] = metrics.frechet_distance(real, features)
-    return figures, numbers
+            title = "N(0, I)" if source == "prior" else "fitted Gaussian"
+            rows[f"{name}, {title}"] = samples[:SHOWN]
+    title = f"Q3 · A fitted Gaussian helps the autoencoder most: {data.title}"
+    return {"theory_q3_samples.png": vae.plot_rows(rows, title)}, numbers
 
 
 def two_dimensions(fashion: vae.ImageData) -> Answer:
