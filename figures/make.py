@@ -19,6 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import vae_helpers as vae
@@ -58,10 +59,14 @@ def draw_tasks(cifar: vae.ImageData) -> None:
     title = f"Task 2 · a straight walk through codes is nearly a fade: {cifar.title}"
     save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
 
-    model = load({"faces": "celeba_conv"})["faces"]
-    regions = {"z_range ±0.5": {"z_range": (-0.5, 0.5)}, "N(0, I)": {}, "radius 40": {"radius": 40}}
-    rows = {name: vae.sample_images(model, 12, seed=0, **place) for name, place in regions.items()}
-    title = "Task 3 · further from the origin: more contrast, then masks: CelebA"
+    model, faces = load({"faces": "celeba_conv"})["faces"], vae.load_dataset("celeba")
+    codes = F.normalize(vae.sample_codes(model, faces.test.images[:12]), dim=1)
+    random = vae.sample_latents(12, model.latent_size, seed=0, radius=1)
+    rows = {}
+    for name, directions in (("random", random), ("codes of faces", codes)):
+        for radius in (3.3, 11.3, 40):
+            rows[f"{name}, ‖z‖ = {radius}"] = vae.decode_images(model, radius * directions)
+    title = f"Task 3 · the direction makes the face, the radius the contrast: {faces.title}"
     save(vae.plot_rows(rows, title), "task3_regions.png")
 
 
