@@ -94,13 +94,13 @@ def smooth_space() -> str:
     return compare(models, {
         "width of the clouds, mean σ": "{sigma:.4f}",
         "usual distance of a sample from its mean": "{radius:.3g}",
-        "mean distance of two codes": "{distance:.1f}",
-        "change for a random step of that length / the change between two codes":
+        "mean distance between the means μ of two images": "{distance:.1f}",
+        "change for a random step of that length / the change between two means":
             "{relative_change:.2f}",
-        "change for a tenth of a difference of codes / a tenth of the change for all of it":
+        "change for a tenth of a difference of means / a tenth of the change for all of it":
             "{slope_along_codes:.2f}",
         "burnt pixels (below 0.02 or above 0.98) in reconstructions": "{burnt_copies:.1%}",
-        "burnt pixels after a random step as long as the mean distance of two codes":
+        "burnt pixels after a random step as long as the mean distance of two means":
             "{burnt_after:.1%}",
         "unevenness of the steps on a straight line": "{unevenness:.3f}",
         "contrast of the reconstructions": "{end_contrast:.3f}",
