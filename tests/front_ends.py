@@ -103,16 +103,6 @@ def nbclassic(folder: Path) -> Iterator:
 
 
 @contextlib.contextmanager
-def voila(folder: Path) -> Iterator:
-    # Given the notebook alone, Voila would refuse the pictures that stand outside its folder.
-    options = ["--no-browser", "--show_tracebacks=True", str(folder)]
-    with serve("voila", *options) as url, widgets.open_page() as page:
-        address = f"{url}voila/render/{NOTEBOOK}"
-        page.goto(address, wait_until="commit", timeout=WAIT)  # the page ends with the last cell
-        yield page
-
-
-@contextlib.contextmanager
 def serve(module: str, *options: str) -> Iterator[str]:
     """The address of a server, which ends afterwards."""
     with socket.socket() as free:
@@ -164,7 +154,7 @@ def execute(folder: Path, *command: str, **variables: str) -> str:
 
 
 NOTEBOOK_7 = partial(lab, module="notebook")
-IN_A_BROWSER = {"jupyterlab": lab, "notebook": NOTEBOOK_7, "nbclassic": nbclassic, "voila": voila}
+IN_A_BROWSER = {"jupyterlab": lab, "notebook": NOTEBOOK_7, "nbclassic": nbclassic}
 WITHOUT = {"nbconvert": nbconvert, "papermill": papermill, "colab": colab}
 FRONT_ENDS = [*IN_A_BROWSER, *WITHOUT]
 VERSIONS = {"colab": ["torch", "numpy", "matplotlib", "ipywidgets"]}  # of the others their own
