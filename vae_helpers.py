@@ -74,7 +74,7 @@ from support.training_state import TrainingState, resident
 # they are imported.
 MODELS: dict[str, type[VAE]] = {}
 
-OF_LEARNED_PRIORS = ("prior_epochs", "prior_width")
+OF_LEARNED_PRIORS = ("prior_epochs", "prior_width", "global_dim")
 LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
 
 
@@ -140,10 +140,14 @@ class Config:
     codebook: int | None = option(
         None, "codes in the codebook of a vq_vae (512 when not given); each has latent_dim numbers")
     prior_epochs: int | None = option(
-        None, "epochs of the second stage, in which the prior of a grid_vae or vq_vae learns (when "
-        "not given as many as the first; 0: none, its samples are noise)", low=0)
+        None, "epochs of the last stage, in which the prior of a grid_vae or vq_vae learns (when "
+        "not given as many as before it; 0: none, its samples are noise)", low=0)
     prior_width: int | None = option(
         None, "width of the transformer that is a learned prior (192 when not given)")
+    global_dim: int | None = option(
+        None, "numbers of a code of the whole image beside those of the places, which learns alone "
+        "in the first third of the epochs (grid_vae; when not given about 128 for images of 64 "
+        "pixels or more, else none)", low=0)
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
 
     epochs: int = option(10, "passes over the training images")
@@ -217,6 +221,11 @@ class Config:
              f"{self.model}: leave them out."),
             (self.mmd and model.learned_prior,
              f"mmd compares q(z) with N(0, I), which a {self.model} does not use: leave it out."),
+            (self.global_dim
+             and (not model.learned_prior or model.discrete or fc),
+             "global_dim is for model grid_vae with arch conv: leave it out."),
+            (self.global_dim and self.global_dim % self.latent_dim,
+             f"global_dim must be a multiple of latent_dim, {self.latent_dim}."),
             (self.conditions and not (model.conditional or model.learned_prior),
              f"conditions are for model cvae, not {self.model}: leave them out."),
             (self.batch_size < 2 and (self.norm == "batch" or self.mmd),
@@ -241,7 +250,7 @@ class Config:
 
     @property
     def all_epochs(self) -> int:
-        """Of both stages where there are two."""
+        """Of all stages, where there are several."""
         return self.epochs + (self.prior_epochs or 0)
 
     @property
@@ -692,7 +701,7 @@ def fit(
 ) -> list[dict]:
     """Minimise reconstruction + beta * KL + penalty with Adam; returns the history.
 
-    A model with a learned prior trains in two stages (see VAE.stages), each with an optimiser. The
+    A model with a learned prior trains in stages (see VAE.stages), each with an optimiser. The
     last stage ends early when validation no longer falls, see config.patience.
 
     The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
@@ -730,7 +739,7 @@ def fit(
             state.swap_average()  # the weights that learn
             losses = train_epoch(state, images, conditions, epoch, progress and rank == 0)
             state.swap_average()  # their average, which counts
-            if number == 0:  # in a second stage the decoder stands still
+            if next(model.decoder.parameters()).requires_grad:  # else nothing has changed
                 calibrate(model, data.train)
             losses |= validate(model, data.val)
             losses |= totals(losses, config.beta)

@@ -47,6 +47,7 @@ PRIOR = {
     "CelebA, `best`": "celeba_best",
     "CelebA, `prior`": "celeba_prior",
 }
+GRID_ALONE = {"CelebA, `prior`, no code of the whole image": "celeba_prior_grid"}
 
 
 def read_json(path: str):
@@ -159,9 +160,10 @@ def prior() -> str:
         "of the learned prior": "ffd_samples_prior",
         "at temperature 0.9": "ffd_samples_temperature_0.9",
         "at 0.8": "ffd_samples_temperature_0.8",
+        "at 0.7": "ffd_samples_temperature_0.7",
     }
     rows = []
-    for title, folder in PRIOR.items():
+    for title, folder in (PRIOR | GRID_ALONE).items():
         numbers, record = read_metrics(folder), read_record(folder)
         distances = dict(numbers["frechet"])
         if "ffd_samples_normal_prior" not in distances:  # its prior is N(0, I)

@@ -27,7 +27,7 @@ from support.layout import LEFT
 MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
 ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
          "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
-TEMPERATURES = (1.0, 0.8)
+TEMPERATURES = {"cifar10": (1.0, 0.8), "celeba": (1.0, 0.7)}
 PER_ROW = {"cifar10": 10, "celeba": 8}
 SHOWN = 10  # samples beside their nearest training images
 COMPARED = 200  # samples and test images whose nearest training image is measured
@@ -89,7 +89,7 @@ def nearest_images(model: vae.VAE, data: vae.ImageData) -> tuple[Figure, dict[st
 
 
 def plot_learning(records: dict[str, dict]) -> Figure:
-    """The price of the codes over the second stage, one panel for each model."""
+    """The price of the codes over the last stage, one panel for each model."""
     figure, axes = plt.subplots(
         1, len(records), figsize=(9, 3.2), layout="constrained", squeeze=False
     )
@@ -98,7 +98,7 @@ def plot_learning(records: dict[str, dict]) -> Figure:
         epochs = range(1, len(rows) + 1)
         ax.plot(epochs, [row["val_kl_nats"] for row in rows], "o-", label="validation")
         ax.plot(epochs, [row["train_kl_nats"] for row in rows], "o--", label="training")
-        ax.set(xlabel="epoch of the second stage", title=record["data"]["title"])
+        ax.set(xlabel="epoch of the prior", title=record["data"]["title"])
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("price of the codes, nats per image")
@@ -120,13 +120,13 @@ def main() -> None:
     for dataset, folder in MODELS.items():
         data = vae.load_dataset(dataset)
         model, records[dataset] = vae.load_checkpoint(runs.RELEASED / folder)
-        for temperature in TEMPERATURES:
+        for temperature in TEMPERATURES[dataset]:
             figure = plot_sheet(model, data, temperature)
             report.save_figure(figure, HERE / f"prior_{dataset}_{temperature:g}.png")
         figure, numbers[dataset] = nearest_images(model, data)
         report.save_figure(figure, HERE / f"prior_{dataset}_nearest.png")
     attributes = data.test.labels[:24]
-    faces = vae.sample_images(model, 24, attributes, seed=0, temperature=0.8)
+    faces = vae.sample_images(model, 24, attributes, seed=0, temperature=0.7)
     figure = vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9)
     report.save_figure(figure, HERE / "faces.png")
     (HERE / "morph.gif").write_bytes(morph(model, data.test.images[:10]))

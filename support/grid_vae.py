@@ -1,8 +1,8 @@
 """The VAE with a grid of codes and a learned prior.
 
-It trains in two stages. In the first, encoder and decoder learn as in any VAE, with N(0, I) as the
-prior; in the second they stand still, and a transformer learns which codes occur together. With
-beta = 1 both minimise the same bound, -log p(x|z) - log p(z) + log q(z|x).
+Encoder and decoder learn first, as in any VAE, with N(0, I) as the prior; then they stand still,
+and a transformer learns which codes occur together. With beta = 1 both minimise the same bound,
+-log p(x|z) - log p(z) + log q(z|x).
 
 Importing this file makes the model known to Config and build_model.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vae_helpers as vae
@@ -26,23 +27,32 @@ class GridVAE(family.Conditional, vae.VAE):
     An image of 64x64 pixels has a grid of 8x8 places. That keeps what is where, so that
     reconstructions are sharp; N(0, I) does not know which codes fit side by side, and the prior
     that learns it takes its place (Tschannen et al. 2024; two stages as in Rombach et al. 2022).
+
+    With config.global_dim = G, z begins with G numbers that say what the whole image is like, and
+    D = G + latent_dim * h * w. They learn first, alone; the grid then adds what they leave out.
+    The prior draws them first, so that places far apart fit each other: two levels of codes, as
+    in Razavi et al. 2019, "Generating Diverse High-Fidelity Images with VQ-VAE-2".
     """
 
     learned_prior = True
 
-    # Of the second stage: many small steps teach the prior more than few large ones.
+    # Of the last stage: many small steps teach the prior more than few large ones.
     PRIOR_BATCH = 32
     PRIOR_LR = 1.5e-3  # the peak of its one cycle
 
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
         halvings = round(math.log2(config.image_size / 8))
-        return {
+        defaults = {
             "prior_epochs": config.epochs,
             "prior_width": 192,
             "patience": 5,
             "depth": max(1, halvings),
         }
+        if config.arch == "conv" and config.image_size >= 64:
+            # About as many as the one vector of a plain VAE, and so many times latent_dim.
+            defaults["global_dim"] = 128 // config.latent_dim * config.latent_dim
+        return defaults
 
     @classmethod
     def choices_for(cls, data: vae.ImageData) -> dict[str, object]:
@@ -57,13 +67,31 @@ class GridVAE(family.Conditional, vae.VAE):
         # A fully connected model has no grid of its own.
         side = vae.grid_sizes(config)[-1] if config.arch == "conv" else 4
         self.grid = (side, side)
+        self.global_dim = config.global_dim or 0
         super().__init__(config)
+        if self.global_dim:
+            self.make_global()
         self.prior = self.make_prior()
-        self.stage = len(self.stages()) - 1  # a finished model is in its last stage
+        self.stage = list(self.named_stages())[-1]  # a finished model is in its last stage
 
     def make_prior(self) -> CausalTransformer:
         c = self.config
-        return MixturePrior(math.prod(self.grid), c.latent_dim, c.prior_width, c.conditions)
+        tokens = self.latent_size // c.latent_dim
+        return MixturePrior(tokens, c.latent_dim, c.prior_width, c.conditions)
+
+    def make_global(self) -> None:
+        """What reads the code of the whole image from the smallest feature maps, and writes it."""
+        c, side, features = self.config, self.grid[0], vae.feature_channels(self.config)
+        self.global_encoder = nn.Sequential(
+            nn.Conv2d(features, features, kernel_size=3, stride=2, padding=1),
+            *vae.activation(features, c.norm),
+            *[vae.Residual(features, c.norm) for _ in range(c.residual)],
+            nn.Flatten(),
+            nn.Linear(features * math.ceil(side / 2) ** 2, 2 * self.global_dim),
+        )
+        self.global_decoder = nn.Sequential(
+            nn.Linear(self.global_dim, features * side**2), nn.Unflatten(1, (features, side, side))
+        )
 
     def make_encoder(self) -> nn.Module:
         """x (N, C, H, W) → mu and logvar of each place, (N, 2 * latent_dim, h, w)."""
@@ -97,80 +125,118 @@ class GridVAE(family.Conditional, vae.VAE):
 
     @property
     def latent_size(self) -> int:
-        return self.config.latent_dim * math.prod(self.grid)
+        return self.global_dim + self.config.latent_dim * math.prod(self.grid)
 
-    def by_place(self, z: Tensor) -> Tensor:
-        """(N, D) → the code of each place, (N, h * w, latent_dim)."""
-        return z.unflatten(1, (self.config.latent_dim, -1)).transpose(1, 2)
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) → codes of the whole image, (N, G), and of each place, (N, h * w, latent_dim)."""
+        whole, places = z[:, : self.global_dim], z[:, self.global_dim :]
+        return whole, places.unflatten(1, (self.config.latent_dim, -1)).transpose(1, 2)
 
-    def flat(self, codes: Tensor) -> Tensor:
-        """(N, h * w, latent_dim) → (N, D): undoes by_place."""
-        return codes.transpose(1, 2).flatten(1)
+    def tokens(self, z: Tensor) -> Tensor:
+        """(N, D) → the sequence that the prior reads, (N, T, latent_dim).
+
+        First the code of the whole image, latent_dim numbers at a time, then that of each place.
+        """
+        whole, places = self.split(z)
+        return torch.cat([whole.unflatten(1, (-1, self.config.latent_dim)), places], dim=1)
+
+    def flat(self, tokens: Tensor) -> Tensor:
+        """(N, T, latent_dim) → (N, D): undoes tokens."""
+        first = self.global_dim // self.config.latent_dim
+        whole, places = tokens[:, :first], tokens[:, first:]
+        return torch.cat([whole.flatten(1), places.transpose(1, 2).flatten(1)], dim=1)
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, C, H, W) → mu, logvar, each (N, D). The condition is for the prior alone."""
-        mu, logvar = self.encoder(x).float().flatten(2).chunk(2, dim=1)
-        return mu.flatten(1), logvar.flatten(1)
+        features = self.encoder[:-1](x)
+        mu, logvar = self.encoder[-1](features).float().flatten(2).chunk(2, dim=1)
+        mu, logvar = mu.flatten(1), logvar.flatten(1)
+        if self.global_dim:
+            global_mu, global_logvar = self.global_encoder(features).float().chunk(2, dim=1)
+            mu = torch.cat([global_mu, mu], dim=1)
+            logvar = torch.cat([global_logvar, logvar], dim=1)
+        return mu, logvar
 
     def decode_raw(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """z (N, D) → x_raw (N, C, H, W)."""
-        return self.decoder(z.unflatten(1, (-1, *self.grid))).float()
+        whole, places = self.split(z)
+        features = self.decoder[0](places.transpose(1, 2).unflatten(2, self.grid))
+        if self.global_dim:
+            features = features + self.global_decoder(whole)
+        return self.decoder[1:](features).float()
 
-    # ── Two stages ──
+    # ── Stages ──
+
+    def named_stages(self) -> dict[str, vae.Config]:
+        """The config of each stage of training, by what learns in it.
+
+        global   encoder and decoder, while all that is known of a place is nothing; if there is
+                 a code of the whole image, a third of config.epochs
+        places   encoder and decoder with every code
+        prior    which codes occur together
+        """
+        c = self.config
+        first = c.epochs // 3 if self.global_dim else 0
+        stages = {"places": dataclasses.replace(c, epochs=c.epochs - first)}
+        if first:
+            stages = {"global": dataclasses.replace(c, epochs=first)} | stages
+        if c.prior_epochs:
+            stages["prior"] = dataclasses.replace(
+                c,
+                epochs=c.prior_epochs,
+                batch_size=self.PRIOR_BATCH,
+                lr=self.PRIOR_LR,
+                schedule="one_cycle",
+                ema=0.999,
+                kl_warmup=0,
+            )
+        return stages
 
     def stages(self) -> list[vae.Config]:
-        """Encoder and decoder with the config itself, then the prior."""
-        if not self.config.prior_epochs:
-            return [self.config]
-        prior = dataclasses.replace(
-            self.config,
-            epochs=self.config.prior_epochs,
-            batch_size=self.PRIOR_BATCH,
-            lr=self.PRIOR_LR,
-            schedule="one_cycle",
-            ema=0.999,
-            kl_warmup=0,
-        )
-        return [self.config, prior]
+        return list(self.named_stages().values())
 
     def begin_stage(self, number: int) -> None:
-        """In each stage one part learns, and the other stands still."""
-        self.stage = number
-        for part in (self.encoder, self.decoder):
-            part.requires_grad_(number == 0)
-        self.prior.requires_grad_(number == 1)
+        """While the prior learns, all else stands still, and the other way round."""
+        self.stage = list(self.named_stages())[number]
+        self.requires_grad_(self.stage != "prior")
+        self.prior.requires_grad_(self.stage == "prior")
 
     def train(self, mode: bool = True) -> GridVAE:
         """What stands still does not count batches either."""
         super().train(mode)
-        if self.stage == 1:
-            self.encoder.eval()
-            self.decoder.eval()
+        if self.stage == "prior":
+            for part in self.children():
+                part.train(mode and part is self.prior)
         return self
 
     def forward(
         self, x: Tensor, noise: torch.Generator | None = None, condition: Tensor | None = None
     ) -> vae.Output:
-        out = super().forward(x, noise)
-        return out._replace(condition=self.known(condition, noise))
+        mu, logvar = self.encode(x)
+        z = vae.reparameterize(mu, logvar, noise)
+        if self.stage == "global":
+            z = F.pad(z[:, : self.global_dim], (0, self.latent_size - self.global_dim))
+        return vae.Output(self.decode_raw(z), mu, logvar, z, condition=self.known(condition, noise))
 
     def known(self, condition: Tensor | None, noise: torch.Generator | None) -> Tensor | None:
         """What the prior is told of an image: a part while it learns, else nothing.
 
         So the price of a code is that of an image without labels, and can be compared.
         """
-        learns = self.training and self.stage == 1
+        learns = self.training and self.stage == "prior"
         return hide(condition, noise) if learns and condition is not None else None
 
     def code_nats(self, out: vae.Output) -> Tensor:
-        """-log p(z) + log q(z|x), (N,) nats: its mean over z in the first stage, the KL to N(0, I).
+        """-log p(z) + log q(z|x), (N,) nats: while encoder and decoder learn, the KL to N(0, I).
 
-        In the second, -log p(z) of the one z that was drawn.
+        With the learned prior, log p(z) is that of the one z that was drawn.
         """
-        if self.stage == 0:
+        if self.stage == "global":
+            return vae.kl_nats(out.mu[:, : self.global_dim], out.logvar[:, : self.global_dim])
+        if self.stage == "places":
             return vae.kl_nats(out.mu, out.logvar)
         entropy = 0.5 * (out.logvar + math.log(2 * math.pi * math.e)).sum(1)
-        return self.prior_nats(self.by_place(out.z), out.condition) - entropy
+        return self.prior_nats(self.tokens(out.z), out.condition) - entropy
 
     def prior_nats(self, codes: Tensor, condition: Tensor | None) -> Tensor:
         """-log p(codes | condition) of the learned prior: → (N,) nats."""

@@ -29,7 +29,7 @@ SHOWN = 64  # images in one picture at most
 
 
 # How a learned prior is sampled, by the name that pictures and tables give it.
-DRAWS = {"temperature 0.9": {"temperature": 0.9}, "temperature 0.8": {"temperature": 0.8}}
+DRAWS = {f"temperature {value}": {"temperature": value} for value in (0.9, 0.8, 0.7)}
 
 
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
@@ -279,7 +279,7 @@ def draw_maps(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Pat
 def draws(model: vae.VAE, labels: Tensor, seed: int) -> dict[str, Tensor]:
     """Samples of a learned prior, one for each of the labels, in each of the ways of DRAWS.
 
-    Beside them what the same decoder makes of N(0, I), the prior of the first stage.
+    Beside them what the same decoder makes of N(0, I), the prior before it learned one.
     """
     n = len(labels)
     sets = {

@@ -69,7 +69,7 @@ class VQVAE(GridVAE):
 
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
-        return super().defaults(config) | {"codebook": 512}
+        return super().defaults(config) | {"codebook": 512, "global_dim": None}
 
     def __init__(self, config: vae.Config):
         super().__init__(config)
@@ -90,7 +90,7 @@ class VQVAE(GridVAE):
 
     def indices(self, z: Tensor) -> Tensor:
         """z (N, D) → the nearest code of each place, (N, h * w)."""
-        return self.codebook.nearest(self.by_place(z).flatten(0, 1)).reshape(len(z), -1)
+        return self.codebook.nearest(self.tokens(z).flatten(0, 1)).reshape(len(z), -1)
 
     def codes_to_z(self, codes: Tensor) -> Tensor:
         """Indices (N, h * w) → z (N, D)."""
@@ -105,8 +105,8 @@ class VQVAE(GridVAE):
     ) -> vae.Output:
         mu, logvar = self.encode(x)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 could change the nearest
-            learns = self.training and self.stage == 0
-            vectors = self.by_place(mu.detach()).flatten(0, 1)
+            learns = self.training and self.stage != "prior"
+            vectors = self.tokens(mu.detach()).flatten(0, 1)
             if learns:
                 self.codebook.revive(vectors, noise)
             nearest = self.codebook.nearest(vectors)
@@ -120,7 +120,7 @@ class VQVAE(GridVAE):
 
     def code_nats(self, out: vae.Output) -> Tensor:
         """-log p(codes) of each image, (N,) nats; in the first stage all codes are alike."""
-        if self.stage == 0:
+        if self.stage != "prior":
             nats = math.prod(self.grid) * math.log(self.config.codebook)
             return out.mu.new_full((len(out.mu),), nats)
         return self.prior_nats(out.indices, out.condition)

@@ -49,7 +49,9 @@ def test_a_config_is_refused_in_one_sentence_or_its_model_can_be_built_and_used(
         ({"model": "info_vae"}, {"beta": 0, "mmd": 1000, "likelihood": "bernoulli"}),
         ({"model": "wae", "dataset": "celeba"}, {"mmd": 100, "likelihood": "squared_error"}),
         ({"model": "vq_vae"}, {"beta": 1, "codebook": 512, "prior_width": 192, "depth": 2}),
-        ({"model": "grid_vae", "epochs": 7}, {"beta": 1, "prior_epochs": 7, "depth": 2}),
+        ({"model": "grid_vae", "epochs": 7}, {"beta": 1, "prior_epochs": 7, "global_dim": None}),
+        ({"model": "grid_vae", "image_size": 64, "latent_dim": 40}, {"global_dim": 120}),
+        ({"model": "grid_vae", "image_size": 64, "arch": "fc"}, {"global_dim": None}),
     ],
     ids=str,
 )

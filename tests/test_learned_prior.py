@@ -53,18 +53,48 @@ def test_the_grid_of_codes_fits_every_size(size, arch, name):
     assert out.mu.shape == out.z.shape == (2, model.latent_size)
     assert 4 <= model.grid[0] == model.grid[1] <= 11
     assert model.code_nats(out).shape == (2,)
+    has_global_code = size >= 64 and arch == "conv" and name == "grid_vae"
+    assert model.latent_size == 3 * model.grid[0] ** 2 + (126 if has_global_code else 0)
 
 
-def test_the_price_of_a_grid_is_log_q_minus_log_prior():
-    model = untrained("grid_vae")
+@given(st.integers(8, 40), st.integers(0, 3))
+def test_tokens_are_another_order_of_the_same_numbers(size, multiple):
+    model = untrained("grid_vae", image_size=size, global_dim=3 * multiple)
+    z = randn(2, model.latent_size)
+    tokens = model.tokens(z)
+    assert torch.equal(model.flat(tokens), z)
+    assert torch.equal(tokens[:, :multiple].flatten(1), z[:, : 3 * multiple])
+    assert torch.equal(tokens[:, multiple:, 1], z[:, 3 * multiple :].chunk(3, dim=1)[1])
+
+
+@pytest.mark.parametrize("global_dim", [0, 6])
+def test_the_price_of_a_code_is_log_q_minus_log_prior(global_dim):
+    model = untrained("grid_vae", global_dim=global_dim, epochs=3)
     out = model(rand(4, 3, 16, 16, seed=1), of_seed(2))
     q = Normal(out.mu, (0.5 * out.logvar).exp())
-    log_prior = -model.prior.nats(model.by_place(out.z))
+    log_prior = -model.prior.nats(model.tokens(out.z))
     entropy = q.entropy().sum(1)
     torch.testing.assert_close(model.code_nats(out), -log_prior - entropy)
-    model.begin_stage(0)  # the first stage has N(0, I)
-    expected = kl_divergence(q, Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(model.code_nats(out), expected)
+    kl = kl_divergence(q, Normal(0.0, 1.0))  # before that stage the prior is N(0, I)
+    model.begin_stage(1 if global_dim else 0)
+    torch.testing.assert_close(model.code_nats(out), kl.sum(1))
+    if global_dim:
+        model.begin_stage(0)
+        torch.testing.assert_close(model.code_nats(out), kl[:, :global_dim].sum(1))
+
+
+def test_in_its_first_stage_the_decoder_sees_the_global_code_alone():
+    model = untrained("grid_vae", global_dim=6, epochs=3)
+    x = rand(2, 3, 16, 16)
+    torch.nn.init.normal_(model.encoder[-1].weight, generator=of_seed(3))
+    outs = []
+    for number in (0, 1):
+        model.begin_stage(number)
+        outs.append(model(x, of_seed(1)))
+    first, second = outs
+    assert torch.equal(first.z[:, :6], second.z[:, :6]) and not first.z[:, 6:].any()
+    assert second.z[:, 6:].all()
+    torch.testing.assert_close(first.x_raw, model.decode_raw(first.z))
 
 
 def test_codes_follow_the_moving_averages_of_what_they_stand_for():
@@ -177,13 +207,19 @@ def test_temperature_sharpens_weights_and_gaussians_alike(temperature):
     torch.testing.assert_close(z.var(0).double(), variance, atol=0.06, rtol=0.05)
 
 
-both_models = pytest.mark.parametrize(
-    "choices", [{"model": "grid_vae"}, {"model": "vq_vae", "codebook": 16}], ids=str
+all_models = pytest.mark.parametrize(
+    "choices",
+    [
+        {"model": "grid_vae"},
+        {"model": "grid_vae", "global_dim": 12},
+        {"model": "vq_vae", "codebook": 16},
+    ],
+    ids=str,
 )
 
 
-@both_models
-def test_in_the_second_stage_only_the_prior_learns(shapes, choices):
+@all_models
+def test_in_the_last_stage_only_the_prior_learns(shapes, choices):
     sizes = {"latent_dim": 3, "width": 4, "prior_width": 16, "batch_size": 32, "norm": "batch"}
     config = vae.config_for(shapes, **choices, **sizes, epochs=2, prior_epochs=3)
     model = vae.build_model(config)
@@ -202,7 +238,7 @@ def test_in_the_second_stage_only_the_prior_learns(shapes, choices):
     assert history[4]["val_reconstruction_nats"] == history[1]["val_reconstruction_nats"]
 
 
-@both_models
+@all_models
 def test_samples_show_the_class_that_was_asked_for(quarters, choices):
     sizes = {"latent_dim": 4, "width": 8, "prior_width": 32, "batch_size": 16, "lr": 5e-3}
     config = vae.config_for(quarters, **choices, **sizes, epochs=8, prior_epochs=30)

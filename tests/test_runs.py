@@ -18,8 +18,9 @@ KINDS = {
     "best": vae.PRESETS["best"] | {"ema": 0.9},
     "info_vae": {"model": "info_vae"},
     "cvae": {"model": "cvae"},
-    # These are cut off in both stages, and between them.
+    # These are cut off in each stage, and between them.
     "grid_vae": {"model": "grid_vae", "epochs": 1, "prior_epochs": 2, "prior_width": 16},
+    "two levels": {"model": "grid_vae", "global_dim": 8, "prior_epochs": 0, "prior_width": 16},
     "vq_vae": {"model": "vq_vae", "epochs": 1, "prior_epochs": 2, "prior_width": 16},
 }
 
