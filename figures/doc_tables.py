@@ -160,7 +160,7 @@ def prior() -> str:
         "of the learned prior": "ffd_samples_prior",
         "at temperature 0.9": "ffd_samples_temperature_0.9",
         "at 0.8": "ffd_samples_temperature_0.8",
-        "at 0.7": "ffd_samples_temperature_0.7",
+        "at 0.5": "ffd_samples_temperature_0.5",
     }
     rows = []
     for title, folder in (PRIOR | GRID_ALONE).items():

@@ -27,7 +27,7 @@ from support.layout import LEFT
 MODELS = {"cifar10": "cifar10_prior", "celeba": "celeba_prior"}
 ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
          "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
-TEMPERATURES = {"cifar10": (1.0, 0.8), "celeba": (1.0, 0.7)}
+TEMPERATURES = {"cifar10": (1.0, 0.8), "celeba": (1.0, 0.5)}
 PER_ROW = {"cifar10": 10, "celeba": 8}
 SHOWN = 10  # samples beside their nearest training images
 COMPARED = 200  # samples and test images whose nearest training image is measured
@@ -126,7 +126,7 @@ def main() -> None:
         figure, numbers[dataset] = nearest_images(model, data)
         report.save_figure(figure, HERE / f"prior_{dataset}_nearest.png")
     attributes = data.test.labels[:24]
-    faces = vae.sample_images(model, 24, attributes, seed=0, temperature=0.7)
+    faces = vae.sample_images(model, 24, attributes, seed=0, temperature=0.5)
     figure = vae.plot_grid(faces, "Nobody: drawn by a VAE", cell=0.9)
     report.save_figure(figure, HERE / "faces.png")
     (HERE / "morph.gif").write_bytes(morph(model, data.test.images[:10]))

@@ -29,7 +29,7 @@ SHOWN = 64  # images in one picture at most
 
 
 # How a learned prior is sampled, by the name that pictures and tables give it.
-DRAWS = {f"temperature {value}": {"temperature": value} for value in (0.9, 0.8, 0.7)}
+DRAWS = {f"temperature {value}": {"temperature": value} for value in (0.9, 0.8, 0.5)}
 
 
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
