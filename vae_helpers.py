@@ -146,8 +146,8 @@ class Config:
         None, "width of the transformer that is a learned prior (192 when not given)")
     global_dim: int | None = option(
         None, "numbers of a code of the whole image beside those of the places, which learns alone "
-        "in the first third of the epochs (grid_vae; when not given about 128 for images of 64 "
-        "pixels or more, else none)", low=0)
+        "in the first third of the epochs (grid_vae; when not given 128, or the next smaller "
+        "multiple of latent_dim, for images of 64 pixels or more, else none)", low=0)
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
 
     epochs: int = option(10, "passes over the training images")
@@ -221,8 +221,7 @@ class Config:
              f"{self.model}: leave them out."),
             (self.mmd and model.learned_prior,
              f"mmd compares q(z) with N(0, I), which a {self.model} does not use: leave it out."),
-            (self.global_dim
-             and (not model.learned_prior or model.discrete or fc),
+            (self.global_dim is not None and (model.discrete or fc),
              "global_dim is for model grid_vae with arch conv: leave it out."),
             (self.global_dim and self.global_dim % self.latent_dim,
              f"global_dim must be a multiple of latent_dim, {self.latent_dim}."),
@@ -242,6 +241,14 @@ class Config:
         for wrong, sentence in problems:
             if wrong:
                 raise VAEError(sentence)
+
+    @classmethod
+    def of_record(cls, values: dict) -> Config:
+        """The config of a run, also of one from before global_dim, which had no such code."""
+        config = cls(**values)
+        if config.global_dim and "global_dim" not in values:
+            config = dataclasses.replace(config, global_dim=0)
+        return config
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -976,7 +983,7 @@ def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
     with refused_if_unreadable(path):
         record = json.loads(path.read_text())
         if record["config"]["model"] in MODELS:
-            return Config(**record["config"]), record
+            return Config.of_record(record["config"]), record
     raise CheckpointError(f"{path} holds another model than a VAE: import support.runs first.")
 
 

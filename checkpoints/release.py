@@ -6,8 +6,9 @@
 
 Run by `make release`, after the notebooks with VAE_TRAIN=1. One seed of each model is released
 with its weights, in half precision; of the other seeds the record alone (config, history, test
-numbers), so that tables can show three seeds. metrics.json is what evaluate.py measures on the
-released weights, for the models that docs/results.md compares.
+numbers), so that tables can show three seeds. Of a grid of codes alone for faces, which is trained
+here, the record and the numbers are kept. metrics.json is what evaluate.py measures on the released
+weights, for the models that docs/results.md compares.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
 
 def measure(name: str, config: vae.Config) -> None:
     """Write metrics.json of released weights, or of the run whose record alone is kept."""
-    run = f"runs/{config.run_name}" if name == WITHOUT_WEIGHTS else f"checkpoints/{name}"
+    own = runs.runs_root() / config.run_name
+    run = str(own) if name == WITHOUT_WEIGHTS else f"checkpoints/{name}"
     vae.write_json(HERE / name / "metrics.json", evaluate.main(["--run", run]))
 
 
@@ -101,7 +103,7 @@ def main() -> None:
     for name in names or configs:
         if not only_measure:
             release(name, configs[name], faces if name.startswith("celeba") else cifar)
-        if name in MEASURED and not (only_measure and name == WITHOUT_WEIGHTS):
+        if name in MEASURED and not (only_measure and name == WITHOUT_WEIGHTS):  # it has no weights
             measure(name, configs[name])
 
 

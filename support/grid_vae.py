@@ -170,8 +170,8 @@ class GridVAE(family.Conditional, vae.VAE):
     def named_stages(self) -> dict[str, vae.Config]:
         """The config of each stage of training, by what learns in it.
 
-        global   encoder and decoder, while all that is known of a place is nothing; if there is
-                 a code of the whole image, a third of config.epochs
+        global   encoder and decoder with the code of the whole image, if there is one; those of
+                 the places are 0 (a third of config.epochs)
         places   encoder and decoder with every code
         prior    which codes occur together
         """
@@ -288,7 +288,7 @@ class GridVAE(family.Conditional, vae.VAE):
         return torch.cat(parts)
 
     def codes_to_z(self, codes: Tensor) -> Tensor:
-        """What the prior draws, (N, h * w, latent_dim) → z (N, D)."""
+        """What the prior draws, (N, T, latent_dim) → z (N, D)."""
         return self.flat(codes)
 
 

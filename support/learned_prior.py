@@ -1,4 +1,4 @@
-"""Learned priors: a causal transformer reads a grid of codes, place after place, row by row."""
+"""Learned priors: a causal transformer reads codes one after the other, a grid row by row."""
 
 from __future__ import annotations
 

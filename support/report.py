@@ -279,7 +279,7 @@ def draw_maps(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Pat
 def draws(model: vae.VAE, labels: Tensor, seed: int) -> dict[str, Tensor]:
     """Samples of a learned prior, one for each of the labels, in each of the ways of DRAWS.
 
-    Beside them what the same decoder makes of N(0, I), the prior before it learned one.
+    Beside them what the same decoder makes of N(0, I), the prior that encoder and decoder had.
     """
     n = len(labels)
     sets = {

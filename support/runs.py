@@ -201,7 +201,7 @@ def same_run(record: dict, config: vae.Config, data: vae.ImageData) -> bool:
     if record.get("data", {}).get("fingerprint") != data.fingerprint:
         return False
     try:
-        return vae.Config(**record["config"]) == config
+        return vae.Config.of_record(record["config"]) == config
     except (TypeError, vae.VAEError):  # of another version, which knew other fields or values
         return False
 
@@ -216,7 +216,7 @@ def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:
     if unfinished is None:
         return vae.load_checkpoint(folder)
     with vae.refused_if_unreadable(folder / UNFINISHED):
-        model = vae.build_model(vae.Config(**unfinished["record"]["config"]))
+        model = vae.build_model(vae.Config.of_record(unfinished["record"]["config"]))
         model.load_state_dict(unfinished["state"]["model"])
     return model.eval(), unfinished["record"]
 

@@ -119,7 +119,7 @@ class VQVAE(GridVAE):
         return vae.Output(x_raw, mu, logvar, z, indices, self.known(condition, noise))
 
     def code_nats(self, out: vae.Output) -> Tensor:
-        """-log p(codes) of each image, (N,) nats; in the first stage all codes are alike."""
+        """-log p(codes) of each image, (N,) nats; before the prior learns all codes are alike."""
         if self.stage != "prior":
             nats = math.prod(self.grid) * math.log(self.config.codebook)
             return out.mu.new_full((len(out.mu),), nats)

@@ -60,6 +60,14 @@ def test_what_is_left_out_follows_from_data_and_model(choices, expected):
     assert dataclasses.asdict(config) | expected == dataclasses.asdict(config)
 
 
+def test_a_record_from_before_global_dim_is_of_a_model_without():
+    config = vae.Config(model="grid_vae", image_size=64, global_dim=0)
+    values = dataclasses.asdict(config)
+    assert vae.Config.of_record(values) == config
+    del values["global_dim"]
+    assert vae.Config.of_record(values) == config
+
+
 def test_run_names_stay_and_are_alike_for_equal_numbers():
     assert vae.Config().run_name == "cifar10-conv-vae-z128-beta1-seed0-a08050d2"
     wae = vae.Config(dataset="celeba", model="wae", latent_dim=64, seed=3)
