@@ -13,6 +13,9 @@ Images come from support/datasets.py, the optimiser and its averages from
 support/training_state.py. Other models, measures, sliders and run folders stand in support/, too,
 and import this module: nobody needs them to understand a VAE.
 
+It is long so that all of this can be read in one place: some 950 lines are code, and the others say
+what it does.
+
 Conventions
     images      uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
     x           a batch as the network sees it: float in [0, 1], or in [-1, 1] (squared_error)
