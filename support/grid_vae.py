@@ -1,8 +1,8 @@
 """The VAE with a grid of codes and a learned prior.
 
-Encoder and decoder learn first, as in any VAE, with N(0, I) as the prior; then they stand still,
-and a transformer learns which codes occur together. With beta = 1 both minimise the same bound,
--log p(x|z) - log p(z) + log q(z|x).
+Encoder and decoder learn first, as in any VAE, with N(0, I) as the prior (see named_stages); then
+they stand still, and a transformer learns which codes occur together. With beta = 1 both minimise
+the same bound, -log p(x|z) - log p(z) + log q(z|x).
 
 Importing this file makes the model known to Config and build_model.
 """
@@ -177,9 +177,10 @@ class GridVAE(family.Conditional, vae.VAE):
         """
         c = self.config
         first = c.epochs // 3 if self.global_dim else 0
-        stages = {"places": dataclasses.replace(c, epochs=c.epochs - first)}
+        stages = {}
         if first:
-            stages = {"global": dataclasses.replace(c, epochs=first)} | stages
+            stages["global"] = dataclasses.replace(c, epochs=first)
+        stages["places"] = dataclasses.replace(c, epochs=c.epochs - first)
         if c.prior_epochs:
             stages["prior"] = dataclasses.replace(
                 c,
