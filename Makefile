@@ -31,7 +31,7 @@ release:
 	$(PYTHON) -m support.setup
 	VAE_TRAIN=1 $(RUN) $(TASK1) $(TASK3)
 	$(RUN) $(TASK2)
-	$(BIN)/python checkpoints/release.py
-	$(BIN)/python figures/prior.py
-	$(BIN)/python figures/make.py
+	$(BIN)/python -m reproduce.release
+	$(BIN)/python -m reproduce.prior
+	$(BIN)/python -m reproduce.make
 	$(BIN)/python -m support.webpage --collect

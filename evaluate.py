@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import vae_helpers as vae
-from support import family, metrics, report, runs
+from support import conditional, metrics, report, runs
 from support.disentanglement import disentanglement
 
 
@@ -83,7 +83,7 @@ def load(folder: Path, data_dir: Path | None) -> tuple[vae.VAE, dict, vae.ImageD
         max_images=config.max_images,
     )
     if config.conditions:
-        names = list(family.condition_names(data))
+        names = list(conditional.condition_names(data))
         trained_with = record.get("data", {}).get("conditions", names)
         if names != trained_with:
             raise vae.VAEError(
@@ -114,7 +114,7 @@ def draw(
             raise vae.VAEError("--labels is for models that were trained with labels.")
         # A learned prior follows an attribute too timidly; a cvae was never given more than 1.
         strength = 1.5 if model.learned_prior else 1.0
-        conditions = family.labels_of(data, args.labels, n, strength=strength, seed=args.seed)
+        conditions = conditional.labels_of(data, args.labels, n, strength=strength, seed=args.seed)
     samples = vae.sample_images(model, n, conditions, seed=args.seed)
     report.draw_images(model, data, x_hat[:n], samples, args.num_interpolations, out)
     report.draw_maps(model, data, mu, args.quick, out)
@@ -154,7 +154,7 @@ def measure(
         parts["latent_space"] = report.latent_space(model, data, seed)
     if args.quick:
         return parts
-    if model.has_price:
+    if model.has_rate:
         parts["likelihood"] = report.likelihood(model, data, seed)
     net = metrics.load_feature_net(data.name)
     if len(images) >= 2 and not model.learned_prior:

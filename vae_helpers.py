@@ -50,24 +50,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from support.basics import (
-    CheckpointError,
-    DatasetUnavailable,  # noqa: F401  notebooks catch it as vae.DatasetUnavailable
-    VAEError,
-    digest,
-    env_flag,
-    import_torchvision,
-    progress_bar,
-    refused_if_unreadable,
-    write_atomically,
-    write_json,
-)
-from support.datasets import DATASETS, load_dataset  # noqa: F401  notebooks: vae.load_dataset
-from support.hardware import all_reduce, get_device, precision, processes
-from support.layout import LEFT, enlargement, place_pictures
-from support.options import checked_value, option
-from support.splits import ImageData, Split
-from support.training_state import TrainingState, resident
+from base.errors import CheckpointError, DatasetUnavailable, VAEError  # noqa: F401
+from base.figure_style import LEFT, enlargement, place_pictures
+from base.files import digest, refused_if_unreadable, write_atomically, write_json
+from base.hardware import all_reduce, get_device, import_torchvision, precision, processes
+from base.options import checked_value, env_flag, option, progress_bar
+from base.training_state import TrainingState, keep_on_device
+from image_data.load import DATASETS, load_dataset  # noqa: F401
+from image_data.splits import ImageData, Split
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Config                                                                                     ║
@@ -279,14 +269,14 @@ class Config:
 
 
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs
-# more time per epoch, and its nats cannot be compared with the assignment's. "prior" has a grid of
+# more time per epoch, and its nats cannot be compared with the assignment's. "grid" has a grid of
 # codes, and a transformer that learns which of them occur together.
 PRESETS = {
     "assignment": {},
     "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1,
              "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999},
 }  # fmt: skip
-PRESETS["prior"] = PRESETS["best"] | {
+PRESETS["grid"] = PRESETS["best"] | {
     "model": "grid_vae", "latent_dim": 16, "beta": 2.0, "flip": "horizontal"
 }  # fmt: skip
 
@@ -509,13 +499,13 @@ class VAE(nn.Module):
 
     Another model overrides what it does differently: these five attributes, defaults and
     choices_for (its config), make_encoder, make_decoder and latent_size (its networks), condition,
-    encode, decode_raw and forward (its pass), stages and begin_stage (its training), code_nats and
+    encode, decode_raw and forward (its pass), stages and begin_stage (its training), rate_nats and
     penalty (its loss), draw_codes and describe_codes (its codes). See support/family.py,
     support/grid_vae.py and support/vector_quantised.py.
     """
 
     sampled = True  # z ~ q(z|x); else the code is the point mu, which has no KL
-    has_price = True  # a code costs nats, see code_nats
+    has_rate = True  # a code costs nats, see rate_nats
     conditional = False  # encoder and decoder are given a label
     learned_prior = False  # codes come from a prior that the model learned, not from N(0, I)
     discrete = False  # codes come from a codebook
@@ -592,7 +582,7 @@ class VAE(nn.Module):
     def begin_stage(self, number: int) -> None:
         """Called before each stage."""
 
-    def code_nats(self, out: Output) -> Tensor:
+    def rate_nats(self, out: Output) -> Tensor:
         """The price of each image's code, (N,) nats: its KL, or 0 for an autoencoder's point."""
         return kl_nats(out.mu, out.logvar) if self.sampled else torch.zeros_like(out.mu[:, 0])
 
@@ -715,7 +705,7 @@ def fit(
     last stage ends early when validation no longer falls, see config.patience.
 
     The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
-    the code (model.code_nats), and total leaves the penalty out. train_* are means over the epoch
+    the code (model.rate_nats), and total leaves the penalty out. train_* are means over the epoch
     while the weights still move; val_* are measured after it with the same beta. With config.ema,
     validation, save, on_epoch and the caller see the averaged weights.
 
@@ -727,7 +717,7 @@ def fit(
     Raises TrainingDiverged when the loss is not finite.
     """
     rank, _ = processes()
-    images = resident(data.train.images, model.device)
+    images = keep_on_device(data.train.images, model.device)
     conditions = model.condition(data.train.labels)
     history, saved = start or ([], None)
     resumed_seconds = history[-1]["seconds"] if history else 0.0
@@ -744,7 +734,7 @@ def fit(
             history = state.restore(history, saved, epochs_done=len(history) - last + stage.epochs)
             saved = None
         patience = config.patience if stage is stages[-1] else None
-        while len(history) < last and still_falls(history[last - stage.epochs :], patience):
+        while len(history) < last and should_continue(history[last - stage.epochs :], patience):
             epoch = len(history) + 1
             state.swap_average()  # the weights that learn
             losses = train_epoch(state, images, conditions, epoch, progress and rank == 0)
@@ -780,7 +770,7 @@ def train_epoch(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = state.network(x, state.noise_rng, condition)
         reconstruction = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
-        kl = model.code_nats(out).mean()
+        kl = model.rate_nats(out).mean()
         penalty = model.penalty(out, state.noise_rng)
         beta = kl_weight(config, epoch - 1 + step / len(batches))
         state.step(reconstruction + beta * kl + penalty, share=len(x) / len(indices))
@@ -812,7 +802,7 @@ def totals(losses: dict[str, float], beta: float) -> dict[str, float]:
     }
 
 
-def still_falls(history: list[dict], patience: int | None) -> bool:
+def should_continue(history: list[dict], patience: int | None) -> bool:
     """Whether one of the last `patience` epochs has the least validation loss (Prechelt 1998)."""
     if not history or not patience:
         return True
@@ -870,7 +860,7 @@ ACTIVE_THRESHOLD = 0.01  # variance of mu above which a dimension is active (Bur
 EVALUATION_BATCH = 500  # images at a time without gradients: busy cores, little memory
 
 
-def in_parts(
+def batches(
     model: VAE, rows: Tensor, condition: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Rows and their conditions on the model's device, 500 at a time, in evaluation mode.
@@ -894,7 +884,7 @@ def forward_passes(
     One seeded sample of z for each image; a conditional model wants labels.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    for part, given in in_parts(model, images, model.condition(labels)):
+    for part, given in batches(model, images, model.condition(labels)):
         x = to_input(part, model.config)
         with torch.no_grad():
             out = model(x, generator, given)
@@ -910,7 +900,7 @@ def image_losses(
         with torch.no_grad():
             nats = reconstruction_nats(out.x_raw, x, model.config.likelihood, model.sigma)
             reconstructions.append(nats.cpu())  # MPS has no float64
-            prices.append(model.code_nats(out).cpu())
+            prices.append(model.rate_nats(out).cpu())
     return torch.cat(reconstructions).double(), torch.cat(prices).double()
 
 
@@ -1028,7 +1018,7 @@ def encode_images(
 
     mu, logvar = [], []
     with torch.no_grad():
-        for part, given in in_parts(model, images, model.condition(labels)):
+        for part, given in batches(model, images, model.condition(labels)):
             mean, log_variance = model.encode(to_input(part, c), given)
             mu.append(mean)
             logvar.append(log_variance)
@@ -1049,7 +1039,7 @@ def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor
         condition = condition.repeat(len(codes) // len(condition), 1)
     images = []
     with torch.no_grad():
-        for part, given in in_parts(model, codes, condition):
+        for part, given in batches(model, codes, condition):
             images.append(to_unit(model.decode(part, given), model.config))
     x_hat = torch.cat(images).cpu()
     return x_hat.reshape(*z.shape[:-1], *x_hat.shape[1:])
@@ -1079,7 +1069,7 @@ def slerp(z_a: Tensor, z_b: Tensor, t: Tensor) -> Tensor:
     return torch.where(sine > 1e-4, arc, torch.lerp(z_a, z_b, t))
 
 
-METHODS = {"linear": torch.lerp, "spherical": slerp}
+INTERPOLATIONS = {"linear": torch.lerp, "spherical": slerp}
 
 
 def interpolate_latents(z_a: Tensor, z_b: Tensor, num: int, method: str = "linear") -> Tensor:
@@ -1087,12 +1077,12 @@ def interpolate_latents(z_a: Tensor, z_b: Tensor, num: int, method: str = "linea
 
     Raises VAEError for fewer than 2, or an unknown method.
     """
-    if method not in METHODS:
-        raise VAEError(f"method must be {' or '.join(METHODS)}, not {method!r}.")
+    if method not in INTERPOLATIONS:
+        raise VAEError(f"method must be {' or '.join(INTERPOLATIONS)}, not {method!r}.")
     if num < 2:
         raise VAEError(f"A walk has at least 2 images, its two ends, not {num}.")
     t = torch.linspace(0, 1, num).reshape(-1, *[1] * z_a.ndim)
-    path = METHODS[method](z_a[None], z_b[None], t)
+    path = INTERPOLATIONS[method](z_a[None], z_b[None], t)
     path[0], path[-1] = z_a, z_b  # exact ends, free of rounding
     return path
 

@@ -1,1 +1,1 @@
-"""What surrounds the story that vae_helpers.py tells: data, further models, measures, runs."""
+"""Floor 3: what surrounds the story that vae_helpers.py tells: more models, measures, runs."""

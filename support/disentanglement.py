@@ -16,9 +16,9 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 import vae_helpers as vae
-from support.basics import progress_bar
-from support.shapes import SHAPE_FACTORS, draw_shapes
-from support.splits import ImageData
+from base.options import progress_bar
+from image_data.shapes import SHAPE_FACTORS, draw_shapes
+from image_data.splits import ImageData
 
 DRAWN = 10_000  # shapes that are drawn to measure a model
 VOTES = 800  # of the FactorVAE score: to learn its classifier, and as many to test it

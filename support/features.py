@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import vae_helpers as vae
-from support.basics import digest, first_line, import_torchvision
+from base.errors import first_line
+from base.files import digest
+from base.hardware import import_torchvision
 
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints/features"
 
@@ -35,7 +37,7 @@ class FeatureNet(nn.Module):
     Four 3x3 convolutions. The features of an image are the mean activations of all four, from
     edges and texture to classes (the last layer alone is nearly blind to blur), each divided by
     its standard deviation over real training images (scale). It learned the classes of CIFAR-10,
-    or the attributes of faces, by `python checkpoints/features.py`, and takes images of any size.
+    or the attributes of faces, by `python -m reproduce.features`, and takes images of any size.
     """
 
     WIDTHS = (16, 64, 128, 256)
@@ -91,7 +93,7 @@ def load_feature_net(dataset: str = "cifar10") -> FeatureNet:
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise vae.CheckpointError(
             f"{path} is missing or damaged ({first_line(error)}): copy it again, or make it "
-            f"with python checkpoints/features.py {name}."
+            f"with python -m reproduce.features {name}."
         ) from None
     net = FeatureNet(len(weights["head.bias"]))
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})

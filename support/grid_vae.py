@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vae_helpers as vae
-from support import family
-from support.learned_prior import CausalTransformer, MixturePrior
+from support import conditional
+from support.code_priors import CausalTransformer, MixturePrior
 
 
-class GridVAE(family.Conditional, vae.VAE):
+class GridVAE(conditional.Conditional, vae.VAE):
     """Each place of a grid has its own code of latent_dim numbers: D = latent_dim * h * w.
 
     An image of 64x64 pixels has a grid of 8x8 places. That keeps what is where, so that
@@ -227,7 +227,7 @@ class GridVAE(family.Conditional, vae.VAE):
         learns = self.training and self.stage == "prior"
         return hide(condition, noise) if learns and condition is not None else None
 
-    def code_nats(self, out: vae.Output) -> Tensor:
+    def rate_nats(self, out: vae.Output) -> Tensor:
         """-log p(z) + log q(z|x), (N,) nats: while encoder and decoder learn, the KL to N(0, I).
 
         With the learned prior, log p(z) is that of the one z that was drawn.

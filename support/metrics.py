@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_helpers as vae
-from support.basics import progress_bar
+from base.options import progress_bar
+from image_data.splits import ImageData
 from support.features import (  # noqa: F401  others write metrics.load_feature_net
     FeatureNet,
     Inception,
@@ -27,7 +28,6 @@ from support.features import (  # noqa: F401  others write metrics.load_feature_
     load_feature_net,
     torchmetrics_package,
 )
-from support.splits import ImageData
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -98,7 +98,7 @@ def _decoded(
     passes = vae.forward_passes(model, images, labels, seed=seed)
     for (_, out), some in zip(passes, images.split(500)):
         x_hat = vae.to_unit(model.activate(out.x_raw), model.config)
-        yield x_hat.cpu(), model.code_nats(out).cpu(), some
+        yield x_hat.cpu(), model.rate_nats(out).cpu(), some
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def bits_per_dim(
     """
     from scipy.optimize import minimize_scalar
 
-    if not model.has_price:
+    if not model.has_rate:
         raise vae.VAEError(
             f"The code of model {model.config.model} is a point, which has no price in bits: "
             "measure another model."
@@ -282,7 +282,7 @@ def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tenso
     n = len(mu) if n is None else n
     half = torch.tensor(0.5)
     shifts = range(1, n // len(mu) + 2)
-    rounds = [vae.METHODS[method](mu, mu.roll(-shift, 0), half) for shift in shifts]
+    rounds = [vae.INTERPOLATIONS[method](mu, mu.roll(-shift, 0), half) for shift in shifts]
     return torch.cat(rounds)[:n]
 
 
@@ -299,7 +299,7 @@ def picture_sets(
     images, labels = data.test.images[:n], data.test.labels[:n]
     mu, _ = vae.encode_images(model, images, labels)
     latents = {"reconstructions": mu}
-    for method in vae.METHODS:
+    for method in vae.INTERPOLATIONS:
         latents[f"midpoints_{method}"] = midpoints(mu, method)
     if not model.learned_prior:
         train = data.train
@@ -343,7 +343,7 @@ def perceptual_path_length(
     epsilon and another network). t is uniform, and the same for the same seed, so that methods
     are compared at the same points.
     """
-    interpolate = vae.METHODS[method]
+    interpolate = vae.INTERPOLATIONS[method]
     generator = torch.Generator().manual_seed(seed)
     t = torch.rand(len(z_a), 1, generator=generator) * (1 - epsilon)
     before = features(decode(interpolate(z_a, z_b, t)))

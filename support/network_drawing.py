@@ -10,7 +10,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor, nn
 
 import vae_helpers as vae
-from support.layout import DPI, LEFT
+from base.figure_style import DPI, LEFT
 
 
 def layer_shapes(model: vae.VAE, x: Tensor) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

@@ -15,9 +15,9 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 import vae_helpers as vae
-from support import disentanglement, family, metrics
-from support.basics import progress_bar
-from support.splits import ImageData
+from base.options import progress_bar
+from image_data.splits import ImageData
+from support import autoencoders, conditional, disentanglement, metrics
 
 IWAE_SAMPLES = (1, 10, 100, 500)
 IWAE_IMAGES = 200
@@ -51,7 +51,7 @@ def latent_space(model: vae.VAE, data: ImageData, seed: int = 0) -> dict:
     if len(q.z) > model.latent_size:
         prior = vae.sample_latents(PAIRS, model.latent_size, seed=seed + 1)
         result |= metrics.gaussian_gap(q.z)
-        result["mmd"] = family.mmd(q.z[:PAIRS], prior).item()
+        result["mmd"] = autoencoders.mmd(q.z[:PAIRS], prior).item()
     return result
 
 
@@ -102,7 +102,7 @@ def smoothness(
         return metrics.image_features(x_hat, net)
 
     result = {"pairs": pairs}
-    for method in vae.METHODS:
+    for method in vae.INTERPOLATIONS:
         lengths = metrics.perceptual_path_length(decode, features, start, end, method, seed=seed)
         path = decode(vae.interpolate_latents(start[:200], end[:200], 11, method))
         result[f"ppl_{method}"] = lengths.mean().item()
@@ -220,7 +220,7 @@ def draw_images(
     strips = []
     for first in range(min(5, len(images) // 2)):
         ends = [first, len(images) - 1 - first]
-        for method in vae.METHODS:
+        for method in vae.INTERPOLATIONS:
             strips.append(
                 vae.interpolate_images(model, *images[ends], strip, method, labels=labels[ends])
             )
@@ -311,13 +311,13 @@ def draw_conditions(model: vae.VAE, data: ImageData, seed: int, out: Path) -> No
         title = f"One latent per row, one class per column: trained on {data.title}"
         # Wrapped, because three classes make a narrow figure.
         title = textwrap.fill(title, 36)
-        figure = family.plot_classes(model, data.class_names, title, seed=seed)
+        figure = conditional.plot_classes(model, data.class_names, title, seed=seed)
         save_figure(figure, out / "classes.png")
     else:
         most_varied = labels.float().var(0).argsort(descending=True)[:4].tolist()
         attributes = [data.label_names[k] for k in most_varied]
         title = f"One attribute off and on: {data.title}"
-        figure = family.plot_attributes(
+        figure = conditional.plot_attributes(
             model, images[:8], labels[:8], data.label_names, attributes, title
         )
         save_figure(figure, out / "attributes.png")

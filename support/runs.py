@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 
 import vae_helpers as vae
-from support import family, grid_vae, vector_quantised  # noqa: F401  so that all models are known
-from support.basics import env_flag, write_atomically
-from support.hardware import hardware, precision_name
+from base.files import write_atomically
+from base.hardware import hardware, precision_name
+from base.options import env_flag
+from support import autoencoders, conditional, grid_vae, vq_vae  # noqa: F401  so that all models are known
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints"
@@ -130,7 +131,7 @@ def first_record(config: vae.Config, data: vae.ImageData, model: vae.VAE) -> dic
         "parameters": vae.count_parameters(model),
     }
     if config.conditions:
-        record["data"]["conditions"] = list(family.condition_names(data))
+        record["data"]["conditions"] = list(conditional.condition_names(data))
     return record
 
 

@@ -46,7 +46,7 @@ def explore_interpolation(
         t = torch.tensor(position / 100)
         x = vae.as_unit(images[[a, b]])
         mu, _ = vae.encode_images(model, x)
-        z = vae.METHODS[method](mu[:1], mu[1:], t)
+        z = vae.INTERPOLATIONS[method](mu[:1], mu[1:], t)
         decoded = vae.decode_images(model, z)
         fade = torch.lerp(x[:1], x[1:], t)
         four = torch.cat([x[:1], decoded, fade, x[1:]])
@@ -66,7 +66,7 @@ def explore_interpolation(
         "b": number_box(second, max=len(images) - 1, description="test image B"),
         "steps": whole_slider(steps, 2, 20, description="steps"),
         "position": whole_slider(50, 0, 100, description="position t (%)"),
-        "method": choice(options=list(vae.METHODS)),
+        "method": choice(options=list(vae.INTERPOLATIONS)),
     }
     play = ipywidgets.Play(value=50, min=0, max=100, step=2, interval=80)  # ms
     # One way: linked both ways, the slider would send two messages at each move.

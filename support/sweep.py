@@ -71,7 +71,7 @@ def run(space: Space, choices: dict, data: vae.ImageData, trials: int | None, pr
     """
     make_config = functools.partial(vae.config_for, data, **choices)
     configs = [make_config(**point) for point in points(space)]
-    if len({(c.likelihood, vae.MODELS[c.model].has_price) for c in configs}) > 1:
+    if len({(c.likelihood, vae.MODELS[c.model].has_rate) for c in configs}) > 1:
         raise vae.VAEError(
             "Nats of two likelihoods, or of codes with and without a price, cannot be compared: "
             "sweep such models apart."

@@ -27,8 +27,8 @@ import nbformat
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "figures"))
-import widgets  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from reproduce import widgets  # noqa: E402
 
 NOTEBOOK = "notebooks/Task2_Latent_Interpolation.ipynb"
 DONE = "notebooks/done.ipynb"

@@ -2,14 +2,10 @@
 picture changes. Skipped where Chromium or Playwright is missing, and with ipywidgets 7, which
 JupyterLab 4 does not show (tests/front_ends.py tries it in nbclassic)."""
 
-import sys
-
 import ipywidgets
 import pytest
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "figures"))
-import widgets
+from reproduce import widgets
 
 pytest.importorskip("playwright", reason="Playwright is missing: pip install playwright")
 pytestmark = [

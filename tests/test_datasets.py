@@ -18,10 +18,11 @@ from conftest import REAL_DATA, ROOT
 from painting import SPLITS, all_images, all_numbers, labels_follow, numbers, same, sizes, tree
 from PIL import Image
 
-from support import images
-from support.basics import DatasetUnavailable, import_torchvision
-from support.datasets import load_dataset
-from support.shapes import SHAPE_NAMES, draw_shapes
+from base.errors import DatasetUnavailable
+from base.hardware import import_torchvision
+from image_data import image_files
+from image_data.load import load_dataset
+from image_data.shapes import SHAPE_NAMES, draw_shapes
 
 
 def load_folder(path, size=8):
@@ -150,7 +151,7 @@ def test_a_file_that_cannot_be_read_is_named_skipped_and_counted(
     tmp_path, capsys, monkeypatch, recwarn, kind
 ):
     """In a folder and in a zip, when it is decoded and when the others come from the cache."""
-    monkeypatch.setattr(images, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(image_files, "LARGEST_FILE", 1 << 20)
     ghostscript = Mock(return_value=Image.new("RGB", (8, 8)).im)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
     folder = tree(tmp_path / "mine", "splits")
@@ -331,12 +332,12 @@ def load_real(monkeypatch, name, file):
     data = load_dataset(name, download=False)
     record = json.loads((ROOT / "checkpoints" / f"{name}_conv" / "model.json").read_text())
     assert data.fingerprint == record["data"]["fingerprint"]
-    return data, images.Files(REAL_DATA / file)
+    return data, image_files.Files(REAL_DATA / file)
 
 
 def labels_of_file(data, files, name, crop=1.0):
     """What the data set says of the image that a file holds."""
-    pixels = torch.from_numpy(images._decode(files, name, data.image_size, crop).copy())
+    pixels = torch.from_numpy(image_files._decode(files, name, data.image_size, crop).copy())
     [row] = (all_images(data) == pixels).flatten(1).all(1).nonzero().flatten().tolist()
     labels = torch.cat([data.train.labels, data.val.labels, data.test.labels])
     return labels[row]

@@ -6,8 +6,8 @@ import torch
 from conftest import SMALL, of_seed, rand, randn
 
 import vae_helpers as vae
+from image_data.shapes import SHAPE_FACTORS
 from support import disentanglement
-from support.shapes import SHAPE_FACTORS
 
 LEVELS = (3, 10, 4, 8)
 N = 2000

@@ -69,7 +69,7 @@ def test_a_conditional_model_is_given_each_codes_label_and_half_of_two_half_way(
     torch.testing.assert_close(path[1], middle[0])
 
 
-@pytest.mark.parametrize("method", vae.METHODS)
+@pytest.mark.parametrize("method", vae.INTERPOLATIONS)
 def test_a_walk_starts_and_ends_at_the_reconstructions(model, images, reconstructions, method):
     path = vae.interpolate_images(model, images[0], images[1], 7, method)
     assert path.shape == (7, 3, 32, 32)

@@ -48,7 +48,7 @@ def test_with_beta_1_the_expected_loss_is_the_negative_elbo():
         out = model(x, of_seed(0))
         p = Bernoulli(model.decode(out.z))
         reconstruction = vae.reconstruction_nats(out.x_raw, x, "bernoulli")
-        loss = reconstruction + model.config.beta * model.code_nats(out) + model.penalty(out)
+        loss = reconstruction + model.config.beta * model.rate_nats(out) + model.penalty(out)
     q = Normal(out.mu, torch.exp(0.5 * out.logvar))
     elbo = p.log_prob(x).sum((1, 2, 3))
     elbo += (Normal(0.0, 1.0).log_prob(out.z) - q.log_prob(out.z)).sum(1)

@@ -158,7 +158,7 @@ def test_the_released_feature_net_takes_uint8_and_float_grey_and_colour_of_any_s
 def test_a_damaged_feature_net_is_refused_in_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "celeba.safetensors").write_bytes(b"no weights")
     monkeypatch.setattr(features, "RELEASED", tmp_path)
-    with refused(vae.CheckpointError, "damaged", "features.py celeba."):
+    with refused(vae.CheckpointError, "damaged", "reproduce.features celeba."):
         metrics.load_feature_net("celeba")
 
 
@@ -201,7 +201,7 @@ def test_the_gap_to_the_prior_is_the_kl_of_the_fitted_gaussian():
     assert metrics.gaussian_gap(wide)["directions"] == PCA(0.99).fit(wide).n_components_ == 2
 
 
-@given(method=st.sampled_from(sorted(vae.METHODS)), n=st.integers(1, 20))
+@given(method=st.sampled_from(sorted(vae.INTERPOLATIONS)), n=st.integers(1, 20))
 def test_midpoints_lie_between_neighbours_and_later_between_codes_further_apart(method, n):
     mu = randn(4, 3)
     between = metrics.midpoints(mu, method, n)

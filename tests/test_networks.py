@@ -70,7 +70,7 @@ def test_every_weight_has_a_gradient_from_the_loss(choices):
             nn.init.ones_(layer.branch[-1].weight)  # the zeros of the start let none through
     x = batch(config, 8)
     out = model(x)
-    (vae.reconstruction_nats(out.x_raw, x, "bernoulli") + model.code_nats(out)).sum().backward()
+    (vae.reconstruction_nats(out.x_raw, x, "bernoulli") + model.rate_nats(out)).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
 

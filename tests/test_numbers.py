@@ -10,7 +10,7 @@ from conftest import ROOT
 from torch import Tensor
 
 import vae_helpers as vae
-from figures import doc_tables, gallery, make, theory
+from reproduce import doc_tables, gallery, make, theory
 
 TEXTS = [path.relative_to(ROOT).as_posix() for path in make.TEXTS]
 RELEASED = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/model.json"))
@@ -55,7 +55,7 @@ def sources(text: str) -> list:
         "README.md": [task1, tests],
         "docs/results.md": [task1, tests, features, bounds],
         "docs/models.md": [gallery.measured()],
-        "docs/speed.md": [doc_tables.read_json("benchmarks/speed.json")],
+        "docs/speed.md": [doc_tables.read_json("figures/speed.json")],
         "theory_answers.md": [answers, indices],
     }.get(text, [])
 
@@ -92,7 +92,7 @@ def test_a_text_quotes_what_was_measured_and_shows_what_is_there(text):
     content = (ROOT / text).read_text()
     tables = "\n".join(re.findall(r"^\|.*", content, re.MULTILINE))
     assert unsourced(content, tables, numbers_in(sources(text))) == []
-    assert make.fill(content) == content, "python figures/make.py --texts fills the tables"
+    assert make.fill(content) == content, "python -m reproduce.make --texts fills the tables"
     for target in re.findall(r"\]\((?!https:)([^)#]+)[^)]*\)", content):
         assert ((ROOT / text).parent / target).exists(), target
     # GitHub refuses some macros, and Markdown eats a backslash before punctuation.

@@ -10,7 +10,7 @@ from conftest import ROOT, SMALL, refused
 import evaluate
 import train
 import vae_helpers as vae
-from support import family, runs, sliders
+from support import conditional, runs, sliders
 
 IMAGE = torch.zeros(3, 32, 32)
 IMAGES = torch.zeros(2, 3, 32, 32)
@@ -48,7 +48,7 @@ def labels_of(text, name="celeba"):
     images, labels = torch.zeros(2, 3, 8, 8).byte(), torch.eye(2).bool()
     part = vae.Split(images, labels if name == "celeba" else torch.arange(2))
     data = vae.ImageData(name, "two images", part, part, part, ("Male", "Smiling"))
-    return family.labels_of(data, text, 1)
+    return conditional.labels_of(data, text, 1)
 
 
 def without_labels():
@@ -136,7 +136,7 @@ def test_a_mistake_or_a_full_disk_ends_a_script_in_one_line_and_exit_code_2(main
 def test_a_model_of_support_says_what_to_import(monkeypatch):
     monkeypatch.delitem(vae.MODELS, "grid_vae")
     with refused(vae.CheckpointError, "import support.runs first."):
-        vae.load_checkpoint(ROOT / "checkpoints" / "cifar10_prior")
+        vae.load_checkpoint(ROOT / "checkpoints" / "cifar10_grid")
 
 
 def test_several_processes_are_refused_for_a_learned_prior_and_for_a_sweep(monkeypatch):

@@ -1,0 +1,40 @@
+"""Evaluate every released model on the real test images and compare with its record.
+
+    python -m reproduce.verify      some minutes on two CPU cores
+
+Exit code 1 when a number differs by more than rounding on another processor can explain.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import vae_helpers as vae
+from support import runs
+
+TOLERANCE = 1e-4  # relative; the same processor gives the same digits
+
+
+def main() -> None:
+    sets = {name: vae.load_dataset(name) for name in ("cifar10", "celeba")}
+    rows, failures = [], 0
+    for path in sorted(runs.RELEASED.glob("*/model.safetensors")):
+        model, record = vae.load_checkpoint(path.parent)
+        data = sets[model.config.dataset]
+        if record["data"]["fingerprint"] != data.fingerprint:
+            raise vae.VAEError(f"{path.parent.name} was measured on other images than these.")
+        recorded = record["test_half_precision"]
+        measured = vae.evaluate(model, *data.test)
+        worst = max(abs(measured[k] - v) / max(abs(v), 1e-12) for k, v in recorded.items())
+        failures += worst > TOLERANCE
+        row = {"model": path.parent.name, "recorded total (nats)": f"{recorded['total_nats']:,.4f}"}
+        row["measured total (nats)"] = f"{measured['total_nats']:,.4f}"
+        row["largest relative difference"] = f"{worst:.1e}"
+        rows.append(row)
+    print(vae.markdown_table(rows))
+    if failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

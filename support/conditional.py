@@ -1,0 +1,173 @@
+"""Models that are given labels: the conditional VAE, and what names its labels.
+
+Importing this file makes the model known to Config and build_model.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import vae_helpers as vae
+
+
+class Conditional:
+    """What the models that take labels have in common."""
+
+    def condition(self, labels: Tensor | None) -> Tensor | None:
+        """Classes (N,) → one-hot (N, A); attributes (N, A) → 0 and 1.
+
+        Of the factors of `shapes` the shape counts as the class. Floats are taken as they are, so
+        that labels can be mixed. Raises VAEError on labels that this model does not know.
+        """
+        size = self.config.conditions
+        if labels is None or not size:
+            return None
+        if labels.ndim == 2 and self.config.dataset == "shapes" and not labels.is_floating_point():
+            labels = labels[:, 0]
+        if labels.ndim == 2 and labels.shape[1] == size:
+            return labels.float()
+        classes = labels.ndim == 1 and not labels.is_floating_point()
+        if not classes or labels.min() < 0 or labels.max() >= size:
+            raise vae.VAEError(
+                f"This model knows {size} classes or attributes: labels must be whole numbers "
+                f"(N,) from 0 to {size - 1}, or (N, {size}), not {tuple(labels.shape)}."
+            )
+        return F.one_hot(labels.long(), size).float()
+
+
+class CVAE(Conditional, vae.VAE):
+    """q(z|x, condition) and p(x|z, condition), Sohn et al. 2015.
+
+    The condition (N, A) reaches the encoder as one more channel, a learned linear picture of it,
+    and the decoder beside z.
+    """
+
+    conditional = True
+
+    @classmethod
+    def choices_for(cls, data: vae.ImageData) -> dict[str, object]:
+        return {"conditions": len(condition_names(data))}
+
+    def __init__(self, config: vae.Config):
+        if not config.conditions:
+            raise vae.VAEError(
+                "A cvae needs to know how many classes or attributes there are: make its config "
+                "with config_for(data, model='cvae')."
+            )
+        super().__init__(config)
+        self.condition_plane = nn.Linear(config.conditions, config.image_size**2)
+
+    def make_encoder(self) -> nn.Module:
+        return vae.ENCODERS[self.config.arch](self.config, self.config.channels + 1)
+
+    def make_decoder(self) -> nn.Module:
+        inputs = self.config.latent_dim + self.config.conditions
+        return vae.DECODERS[self.config.arch](self.config, inputs)
+
+    def condition(self, labels: Tensor | None) -> Tensor:
+        """Labels → (N, A), as above. Raises VAEError where there are none."""
+        if labels is None:
+            raise vae.VAEError("This model is conditional: hand in a label for each image.")
+        return super().condition(labels)
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W), condition (N, A) → mu, logvar, each (N, D)."""
+        plane = self.condition_plane(condition).reshape(-1, 1, *x.shape[2:])
+        return self.encoder(torch.cat([x, plane], dim=1))
+
+    def decode_raw(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z (N, D), condition (N, A) → x_raw (N, C, H, W)."""
+        return self.decoder(torch.cat([z, condition], dim=1)).float()
+
+
+vae.MODELS["cvae"] = CVAE
+
+
+def labels_of(
+    data: vae.ImageData, text: str, n: int, *, strength: float = 1.0, seed: int = 0
+) -> Tensor:
+    """n labels that a text asks for, a class like "cat" or attributes like "Smiling,-Male": (n, A).
+
+    Attributes that it does not name are those of training images that have what it names, drawn
+    with the seed. A strength of 2 makes -0.5 and 1.5 of 0 and 1: twice as far from 0.5, which says
+    nothing to a learned prior. It then shows what was asked for more often, and exaggerates it.
+
+    Raises VAEError for a name that the data set does not have, for two classes at once, and for
+    attributes that no training image has together.
+    """
+    names = condition_names(data)
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word.removeprefix("-") not in names:
+            raise vae.VAEError(
+                f"There is no label {word.removeprefix('-')!r}: choose from {', '.join(names)}."
+            )
+    if data.class_names:
+        if len(words) > 1 or words[0].startswith("-"):
+            raise vae.VAEError(f"An image has one class: give one name, not {text!r}.")
+        one = F.one_hot(torch.tensor(names.index(words[0])), len(names))
+        return 0.5 + strength * (one.expand(n, -1) - 0.5)
+    labels = data.train.labels
+    fits = torch.ones(len(labels), dtype=torch.bool)
+    for word in words:
+        has = labels[:, names.index(word.removeprefix("-"))].bool()
+        fits &= ~has if word.startswith("-") else has
+    if not fits.any():
+        raise vae.VAEError(f"No training image has {text} together: ask for less.")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(int(fits.sum()), (n,), generator=generator)
+    return 0.5 + strength * (labels[fits][drawn].float() - 0.5)
+
+
+def condition_names(data: vae.ImageData) -> tuple[str, ...]:
+    """The classes or attributes that a conditional model is given.
+
+    Raises VAEError where the images have no labels.
+    """
+    names = data.class_names or data.label_names
+    if len(names) < 2:
+        raise vae.VAEError(
+            f"A cvae needs labels, and there are none in {data.title}: sort the images into one "
+            "folder per class (<class>/…), or train model vae."
+        )
+    return names
+
+
+def plot_classes(
+    model: CVAE, names: Sequence[str], title: str, latents: int = 6, seed: int = 0
+) -> Figure:
+    """What a conditional model draws: one latent per row, one class per column, up to ten."""
+    shown = min(len(names), 10)
+    condition = F.one_hot(torch.arange(shown), model.config.conditions).float()
+    rows = {}
+    for number, z in enumerate(model.draw_codes(latents, seed=seed), 1):
+        rows[f"z {number}"] = vae.decode_images(model, z.expand(shown, -1), condition)
+    labels = [textwrap.fill(name, 11, break_on_hyphens=False) for name in names[:shown]]
+    return vae.plot_rows(rows, title, labels)
+
+
+def plot_attributes(
+    model: CVAE,
+    images: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    attributes: Sequence[str],
+    title: str,
+) -> Figure:
+    """The codes of images (n, C, H, W) with labels (n, A), one attribute switched off and on."""
+    mu, _ = vae.encode_images(model, images, labels)
+    reconstructions = vae.decode_images(model, mu, labels)
+    rows = {"original": vae.as_unit(images), "reconstruction": reconstructions}
+    for name in attributes:
+        for word, value in (("off", 0), ("on", 1)):
+            switched = labels.clone()
+            switched[:, names.index(name)] = value
+            label = f"{name.replace('_', ' ').lower()} {word}"
+            rows[label] = vae.decode_images(model, mu, switched)
+    return vae.plot_rows(rows, title)
