@@ -56,9 +56,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def joined_labels(argv: list[str]) -> list[str]:
+    """The flags with --labels and its value in one word: "-Male" alone would look like a flag."""
+    joined = list(argv)
+    if "--labels" in joined[:-1]:
+        place = joined.index("--labels")
+        joined[place : place + 2] = [f"--labels={joined[place + 1]}"]
+    return joined
+
+
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The flags. Raises VAEError when one cannot be meant."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(joined_labels(sys.argv[1:] if argv is None else argv))
     least = dict.fromkeys(("num_samples", "num_frechet", "components"), 1)
     least |= {"num_interpolations": 2, "seed": 0}
     for name, low in least.items():

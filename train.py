@@ -23,6 +23,8 @@ import torch
 import torch.distributed
 
 import vae_helpers as vae
+from base.hardware import get_device, hardware, precision, processes
+from base.options import override
 from support import runs
 
 # The types of Config's fields, by annotation; the others are text.
@@ -43,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--preset",
         metavar=choices_shown(vae.PRESETS),
-        default="assignment",
+        default="plain",
         help="a named set of choices, which other flags override: the assignment's plain VAE, the "
-        "best of its size, or a grid of codes with a learned prior (default assignment)",
+        "best of its size, or a grid of codes with a learned prior (default plain)",
     )
     p.add_argument(
         "--out",
@@ -56,8 +58,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last finished epoch of the same command, however it ended; without "
-        "it the run starts anew",
+        help="go on from the last finished epoch of the same command, however it ended; that is "
+        "what happens without it, too",
+    )
+    p.add_argument(
+        "--overwrite", action="store_true", help="begin anew, whatever run the folder holds"
     )
     add_sweep_flags(p.add_argument_group("many runs at once"))
     return p
@@ -113,7 +118,6 @@ def main(argv: list[str] | None = None) -> runs.Run | dict:
         raise vae.VAEError(f"--preset must be one of {', '.join(vae.PRESETS)}, not {args.preset}.")
     if "data_dir" in typed:
         typed.setdefault("dataset", "folder")
-    choices = vae.PRESETS[args.preset] | typed
     space, points = {}, [{}]
     if args.sweep:
         from support import sweep  # here, because only a sweep needs Optuna
@@ -121,19 +125,30 @@ def main(argv: list[str] | None = None) -> runs.Run | dict:
         space = sweep.parse_space(args.sweep)
         points = sweep.points(space)
     check_before_loading(args, typed, space)
-    for point in points:
-        vae.Config(**choices | point | vae.epochs_from_environment())
-    data = load_data(choices)
-    print(describe(data))
+    epochs = vae.epochs_from_environment()
+    for point in points:  # what cannot work is refused before any image is loaded
+        choices = override(vae.PRESETS[args.preset], typed | point, vae.Config)
+        vae.Config(**choices if epochs is None else {"epochs": epochs} | choices).resolved()
+    data = load_data(typed)
+    print(describe(data), flush=True)
     for name in ("dataset", "image_size"):
-        choices.pop(name, None)
+        typed.pop(name, None)
     if space:
-        return sweep.run(space, choices, data, args.trials, args.prune)
-    config = vae.config_for(data, **choices)
-    folder = args.out or runs.runs_root() / config.run_name
-    run = runs.finished_run(folder, config, data) if args.resume else None
-    run = run or runs.train_run(config, data, folder, resume=args.resume)
-    if vae.processes()[0] == 0:
+        return sweep.run(space, typed, data, args.trials, args.prune, args.preset)
+    choices = override(vae.PRESETS[args.preset], typed, vae.Config)
+    config = vae.config_for(data, typed=typed, **choices)
+    folder = args.out or runs.run_folder(config, data)
+    run = None if args.overwrite else runs.finished_run(folder, config, data)
+
+    def print_epoch(history: list[dict]) -> None:
+        print(runs.epoch_line(history[-1], config), flush=True)
+
+    if run is None:
+        resume = not args.overwrite
+        run = runs.train_run(config, data, folder, resume=resume, on_epoch=print_epoch)
+    elif processes()[0] == 0:
+        print(f"{folder}: this run is finished; --overwrite begins it anew.")
+    if processes()[0] == 0:
         print_run(run, folder)
     return run
 
@@ -144,23 +159,25 @@ def check_before_loading(args: argparse.Namespace, typed: dict, space: dict) -> 
         raise vae.VAEError("--trials and --prune are for --sweep FIELD=VALUES.")
     if args.trials is None and any(isinstance(values, tuple) for values in space.values()):
         raise vae.VAEError("A range has no end of values: say with --trials N how many to try.")
-    if space and (args.resume or args.out):
+    if args.resume and args.overwrite:
+        raise vae.VAEError("--resume goes on and --overwrite begins anew: give one of the two.")
+    if space and (args.resume or args.overwrite or args.out):
         raise vae.VAEError(
-            "--resume and --out are for one run; a sweep goes on by itself, and writes a folder "
-            "for each trial: leave them out."
+            "--resume, --overwrite and --out are for one run; a sweep goes on by itself, and "
+            "writes a folder for each trial: leave them out."
         )
-    if space and vae.processes()[1] > 1:
+    if space and processes()[1] > 1:
         raise vae.VAEError("A sweep runs in one process: start it without torchrun.")
     for name in set(space) & set(typed):
         raise vae.VAEError(f"--{name} and --sweep {name} contradict each other: leave one out.")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise vae.VAEError(f"--out {args.out} is a file: name a folder.")
-    vae.precision(vae.get_device())
+    precision(get_device())
 
 
 def load_data(choices: dict) -> vae.ImageData:
     """The data set that was asked for; under torchrun the first process downloads it for all."""
-    rank, world = vae.processes()
+    rank, world = processes()
     options = {key: choices.get(key) for key in ("data_dir", "image_size", "max_images")}
     name = choices.get("dataset", "cifar10")
     or_shapes = "dataset" not in choices
@@ -177,19 +194,12 @@ def describe(data: vae.ImageData) -> str:
     size = f"{data.channels}x{data.image_size}x{data.image_size}"
     return (
         f"{data.title}: {train:,} training, {val:,} validation, {test:,} test images of {size}, "
-        f"on {runs.hardware()}"
+        f"on {hardware()}"
     )
 
 
 def print_run(run: runs.Run, folder: Path) -> None:
-    """The losses of every epoch, the test numbers, and what to do next."""
-    for row in run.record["history"]:
-        penalty = f"   penalty {row['train_penalty']:.2f}" if row.get("train_penalty") else ""
-        print(
-            f"epoch {row['epoch']:3}  validation: "
-            f"reconstruction {row['val_reconstruction_nats']:9.1f}  KL {row['val_kl_nats']:7.1f}  "
-            f"total {row['val_total_nats']:9.1f} nats   {row['seconds']:6.0f} s{penalty}"
-        )
+    """The test numbers, and what to do next."""
     test = run.record["test"]
     print(
         f"test: reconstruction {test['reconstruction_nats']:.1f} + KL {test['kl_nats']:.1f} = "
@@ -204,7 +214,7 @@ def joined_processes() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    cuda = vae.get_device().type == "cuda"
+    cuda = get_device().type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:

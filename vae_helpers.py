@@ -3,18 +3,16 @@
 Read it from top to bottom; each section uses only what stands above it.
 
     Config         one dataclass: every choice that a run makes
-    Networks       encoders and decoders, convolutional and fully connected; the VAE
+    Networks       encoders and decoders, convolutional and fully connected
     Losses         reconstruction and KL of each image, in nats
-    Training       one loop for every model; evaluation; checkpoints
+    Model          the VAE: how a code is drawn, and what joins networks and losses
+    Training       one epoch, one loop; evaluation; checkpoints
     Latent space   encode, interpolate, sample regions, traverse, attribute directions
     Plots          one function per figure, each returns the matplotlib Figure
 
-Images come from support/datasets.py, the optimiser and its averages from
-support/training_state.py. Other models, measures, sliders and run folders stand in support/, too,
-and import this module: nobody needs them to understand a VAE.
-
-It is long so that all of this can be read in one place: some 950 lines are code, and the others say
-what it does.
+It imports from base/ (errors, files, the look of figures, the state of a training) and image_data/
+(data sets). More models, measures, sliders and run folders are in support/, which imports this
+module: nobody needs them to understand a VAE.
 
 Conventions
     images      uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
@@ -29,9 +27,7 @@ Conventions
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -51,10 +47,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from base.errors import CheckpointError, DatasetUnavailable, VAEError  # noqa: F401
-from base.figure_style import LEFT, enlargement, place_pictures
+from base.figure_style import (
+    LEFT,
+    enlargement,
+    markdown_table,  # noqa: F401  notebooks: vae.markdown_table
+    mean_and_sd,  # noqa: F401
+    place_pictures,
+)
 from base.files import digest, refused_if_unreadable, write_atomically, write_json
-from base.hardware import all_reduce, get_device, import_torchvision, precision, processes
-from base.options import checked_value, env_flag, option, progress_bar
+from base.hardware import (
+    all_reduce,
+    autocast,
+    get_device,
+    gradient_weight,
+    import_torchvision,
+    own_share,
+    processes,
+)
+from base.options import check_combinations, checked_value, env_flag, option, progress_bar
 from base.training_state import TrainingState, keep_on_device
 from image_data.load import DATASETS, load_dataset  # noqa: F401
 from image_data.splits import ImageData, Split
@@ -65,21 +75,20 @@ from image_data.splits import ImageData, Split
 
 # Name → class of every model. The VAE below is entered here, and so are those of support/ when
 # they are imported.
-MODELS: dict[str, type[VAE]] = {}
+MODELS: dict[str, type] = {}
 
-OF_LEARNED_PRIORS = ("prior_epochs", "prior_width", "global_dim")
 LIKELIHOODS = ("bernoulli", "squared_error", "gaussian")
+GRIDS = ("grid_vae", "vq_vae")
+ON_CONV = {"arch": ("conv",)}
 
 
 @dataclass(frozen=True)
 class Config:
     """Every choice that a run makes.
 
+    What was left out is None; `resolved` gives a copy in which it follows from the other fields.
     On one machine's CPU, with the same precision and number of threads, equal configs on equal
-    data give equal models.
-
-    What is None follows from the other fields, and is a value once the config is made. Raises
-    VAEError when a value, or a combination of values, cannot work.
+    data give equal models. Raises VAEError for a value that a field cannot have.
     """
 
     # fmt: off
@@ -94,7 +103,7 @@ class Config:
         3, "1 for grey, 3 for RGB; follows from the data", choices=(1, 3))
     conditions: int = option(
         0, "classes or attributes that a cvae, or a learned prior, is given; follows from the "
-        "data", low=0)
+        "data", low=0, only_with={"model": ("cvae", *GRIDS)})
 
     model: str = option(
         "vae", "what is minimised: vae, beta_vae and info_vae sample z, ae and wae do not; cvae "
@@ -113,12 +122,13 @@ class Config:
         "or hidden layers (fc, 2)", high=31)
     downsample: str = option(
         "stride", "how the convolutional encoder halves the image: a 4x4 convolution of stride 2, "
-        "or a 3x3 one and a 2x2 max-pooling", choices=("stride", "maxpool"))
+        "or a 3x3 one and a 2x2 max-pooling", choices=("stride", "maxpool"), only_with=ON_CONV)
     norm: str = option(
         "none", "batch: batch normalisation before each activation inside a convolutional model",
-        choices=("none", "batch"))
+        choices=("none", "batch"), only_with=ON_CONV)
     residual: int = option(
-        0, "residual blocks at each size of the feature maps (conv)", low=0, high=100)
+        0, "residual blocks at each size of the feature maps (conv)", low=0, high=100,
+        only_with=ON_CONV)
 
     likelihood: str | None = option(
         None, "bernoulli: binary cross-entropy on [0, 1]; squared_error: ||x - x_hat||^2 on "
@@ -126,21 +136,26 @@ class Config:
         "for celeba and for wae, bernoulli for the others", choices=LIKELIHOODS)
     beta: float | None = option(
         None, "weight of the KL term; when not given the model's own: 1 (the ELBO), beta_vae 4, "
-        "info_vae 0", low=0)
+        "info_vae 0", low=0, depends_on="model")
     mmd: float | None = option(
         None, "weight of the maximum mean discrepancy between q(z) and N(0, I); when not given "
-        "the model's own: info_vae 1000, wae 10 (on celeba 100)", low=0)
+        "the model's own: info_vae 1000, wae 10 (on celeba 100)", low=0,
+        only_with={"model": ("info_vae", "wae")})
     codebook: int | None = option(
-        None, "codes in the codebook of a vq_vae (512 when not given); each has latent_dim numbers")
+        None, "codes in the codebook of a vq_vae (512 when not given); each has latent_dim numbers",
+        only_with={"model": ("vq_vae",)})
     prior_epochs: int | None = option(
         None, "epochs of the last stage, in which the prior of a grid_vae or vq_vae learns (when "
-        "not given as many as before it; 0: none, its samples are noise)", low=0)
+        "not given as many as before it; 0: none, its samples are noise)", low=0,
+        only_with={"model": GRIDS})
     prior_width: int | None = option(
-        None, "width of the transformer that is a learned prior (192 when not given)")
+        None, "width of the transformer that is a learned prior (192 when not given)",
+        only_with={"model": GRIDS})
     global_dim: int | None = option(
         None, "numbers of a code of the whole image beside those of the places, which learns alone "
         "in the first third of the epochs (grid_vae; when not given 128, or the next smaller "
-        "multiple of latent_dim, for images of 64 pixels or more, else none)", low=0)
+        "multiple of latent_dim, for images of 64 pixels or more, else none)", low=0,
+        only_with={"model": ("grid_vae",)} | ON_CONV)
     kl_warmup: int = option(0, "epochs in which beta rises from 0 to its value", low=0)
 
     epochs: int = option(10, "passes over the training images")
@@ -153,7 +168,8 @@ class Config:
     flip: str = option(
         "none", "horizontal: half of the training images are mirrored, drawn anew each time",
         choices=("none", "horizontal"))
-    lr: float = option(1e-3, "Adam's step size; with one_cycle, its largest", low=1e-12)
+    lr: float = option(
+        1e-3, "Adam's step size; with one_cycle, its largest", low=1e-12, depends_on="schedule")
     schedule: str = option(
         "constant", "of the step size; one_cycle: up for three tenths of all steps, then down to "
         "almost 0", choices=("constant", "one_cycle"))
@@ -167,80 +183,29 @@ class Config:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            self._set(**{f.name: checked_value(f, getattr(self, f.name))})
-        self._fill_in()
-        self._check_combinations()
+            checked_value(f, getattr(self, f.name))
 
-    def _set(self, **values):
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+    def resolved(self) -> Config:
+        """A copy in which every field that was left out has the value that follows from the others.
 
-    def _fill_in(self) -> None:
-        """Give every field that was left out the value that follows from the others."""
-        model = MODELS[self.model]
-        if self.beta == 1 and not model.sampled:
-            self._set(beta=None)  # a vae's 1, copied by dataclasses.replace, has no meaning here
-        if self.image_size is None:
-            self._set(image_size=DATASETS[self.dataset])
-        if self.depth is None and self.arch == "fc":
-            self._set(depth=2)
-        defaults = {
+        Raises VAEError where choices contradict each other.
+        """
+        values = {f.name: checked_value(f, getattr(self, f.name)) for f in dataclasses.fields(self)}
+        chosen = {name: value for name, value in values.items() if value is not None}
+        size = self.image_size or DATASETS[self.dataset]
+        conv, model = self.arch == "conv", MODELS[self.model]
+        follows = {
+            "image_size": size,
             "likelihood": "squared_error" if self.dataset == "celeba" else "bernoulli",
-            "width": 32 if self.arch == "conv" else 512,
-            "depth": max(1, int(math.log2(self.image_size / 4))),  # 28 → 7, 32 → 4, 64 → 4
+            "width": 32 if conv else 512,
+            "depth": max(1, int(math.log2(size / 4))) if conv else 2,  # 28 → 7, 32 → 4, 64 → 4
             "beta": 1.0,
             "mmd": 0.0,
         }
-        for name, value in (defaults | model.defaults(self)).items():
-            if getattr(self, name) is None:
-                self._set(**{name: value})
-        for name in ("lr", "beta", "mmd", "ema"):  # 4 and 4.0 are one config and one run_name
-            self._set(**{name: float(getattr(self, name))})
-
-    def _check_combinations(self) -> None:
-        model, conv, fc = MODELS[self.model], self.arch == "conv", self.arch == "fc"
-        own_beta = model.defaults(self).get("beta", 1.0)
-        problems = (
-            (self.data_dir is not None and self.dataset != "folder",
-             "data_dir is for dataset folder: for the others set VAE_DATA to the folder that "
-             "holds them."),
-            (not model.sampled and self.beta != own_beta,
-             f"beta weighs the KL of a sampled z, and model {self.model} has none: leave it out."),
-            (self.codebook is not None and not model.discrete,
-             f"codebook is for model vq_vae, not {self.model}: leave it out."),
-            (any(getattr(self, name) is not None for name in OF_LEARNED_PRIORS)
-             and not model.learned_prior,
-             f"{', '.join(OF_LEARNED_PRIORS)} are for models grid_vae and vq_vae, not "
-             f"{self.model}: leave them out."),
-            (self.mmd and model.learned_prior,
-             f"mmd compares q(z) with N(0, I), which a {self.model} does not use: leave it out."),
-            (self.global_dim is not None and (model.discrete or fc),
-             "global_dim is for model grid_vae with arch conv: leave it out."),
-            (self.global_dim and self.global_dim % self.latent_dim,
-             f"global_dim must be a multiple of latent_dim, {self.latent_dim}."),
-            (self.conditions and not (model.conditional or model.learned_prior),
-             f"conditions are for model cvae, not {self.model}: leave them out."),
-            (self.batch_size < 2 and (self.norm == "batch" or self.mmd),
-             "Batch normalisation and MMD compare the images of a batch: use batch_size >= 2."),
-            (conv and self.image_size >> self.depth < 1,
-             f"{self.depth} halvings of a {self.image_size}-pixel image leave nothing: use depth "
-             f"{int(math.log2(self.image_size))} or less."),
-            (fc and (self.norm != "none" or self.residual),
-             "norm and residual are for arch conv: the fully connected model is kept plain."),
-            (fc and self.width >> (self.depth - 1) < 1,
-             f"{self.depth} hidden layers, each half as wide as the one before, need a width of "
-             f"at least {1 << (self.depth - 1)}, not {self.width}."),
-        )  # fmt: skip
-        for wrong, sentence in problems:
-            if wrong:
-                raise VAEError(sentence)
-
-    @classmethod
-    def of_record(cls, values: dict) -> Config:
-        """The config of a run, also of one from before global_dim, which had no such code."""
-        config = cls(**values)
-        if config.global_dim and "global_dim" not in values:
-            config = dataclasses.replace(config, global_dim=0)
+        follows |= model.defaults(dataclasses.replace(self, image_size=size))
+        config = Config(**values | follows | chosen)
+        check_combinations(config)
+        model.check(config)
         return config
 
     @property
@@ -248,31 +213,12 @@ class Config:
         """The range of x and x_hat: it must fit the decoder's last activation."""
         return (-1.0, 1.0) if self.likelihood == "squared_error" else (0.0, 1.0)
 
-    @property
-    def all_epochs(self) -> int:
-        """Of all stages, where there are several."""
-        return self.epochs + (self.prior_epochs or 0)
-
-    @property
-    def run_name(self) -> str:
-        """A readable name with a short hash of all that is no default: one folder per config."""
-        values = dataclasses.asdict(self)
-        own = {
-            f.name: values[f.name] for f in dataclasses.fields(self) if values[f.name] != f.default
-        }
-        text = json.dumps(own, sort_keys=True)
-        short_hash = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return (
-            f"{self.dataset}-{self.arch}-{self.model}-z{self.latent_dim}-beta{self.beta:g}"
-            f"-seed{self.seed}-{short_hash}"
-        )
-
 
 # Named sets of choices, for train.py --preset and config_for(data, **PRESETS[…]). "best" costs
 # more time per epoch, and its nats cannot be compared with the assignment's. "grid" has a grid of
 # codes, and a transformer that learns which of them occur together.
 PRESETS = {
-    "assignment": {},
+    "plain": {},
     "best": {"likelihood": "gaussian", "norm": "batch", "residual": 1,
              "schedule": "one_cycle", "lr": 3e-3, "ema": 0.999},
 }  # fmt: skip
@@ -281,25 +227,29 @@ PRESETS["grid"] = PRESETS["best"] | {
 }  # fmt: skip
 
 
-def epochs_from_environment() -> dict[str, int | str]:
-    """{"epochs": n} under VAE_EPOCHS=n, else {}. Config refuses what is no number."""
-    epochs = os.environ.get("VAE_EPOCHS")
-    if not epochs:
-        return {}
-    return {"epochs": int(epochs) if epochs.isdecimal() else epochs}
+def epochs_from_environment() -> int | str | None:
+    """n under VAE_EPOCHS=n, else None. What is no number Config refuses."""
+    epochs = os.environ.get("VAE_EPOCHS", "")
+    return int(epochs) if epochs.isdecimal() else epochs or None
 
 
-def config_for(data: ImageData, **choices) -> Config:
-    """A Config that fits a data set; VAE_FAST=1 makes it one epoch, VAE_EPOCHS=n makes it n."""
+def config_for(data: ImageData, *, typed: Iterable[str] = (), **choices) -> Config:
+    """The resolved Config that fits a data set.
+
+    VAE_FAST=1 makes it one epoch. VAE_EPOCHS=n makes it n, but for fields that the user `typed`
+    just now.
+    """
+    lengths = [name for name in ("epochs", "prior_epochs") if name == "epochs" or choices.get(name)]
     if env_flag("VAE_FAST"):
-        choices |= {"epochs": 1, "max_images": len(data.train.images)}
-        if choices.get("prior_epochs"):
-            choices["prior_epochs"] = 1
-    choices |= epochs_from_environment()
+        choices |= dict.fromkeys(lengths, 1) | {"max_images": len(data.train.images)}
+    epochs = epochs_from_environment()
+    if epochs is not None:
+        choices |= dict.fromkeys(set(lengths) - set(typed), epochs)
     model = choices.get("model", "vae")
     if model in MODELS:
         choices |= MODELS[model].choices_for(data)
-    return Config(dataset=data.name, image_size=data.image_size, channels=data.channels, **choices)
+    size = {"image_size": data.image_size, "channels": data.channels}
+    return Config(dataset=data.name, **size, **choices).resolved()
 
 
 def as_unit(images: Tensor) -> Tensor:
@@ -322,21 +272,6 @@ def to_unit(x: Tensor, config: Config) -> Tensor:
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Networks                                                                                   ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def reparameterize(
-    mu: Tensor, logvar: Tensor, noise: torch.Generator | Tensor | None = None
-) -> Tensor:
-    """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through.
-
-    Kingma & Welling 2014, section 2.4. mu, logvar (N, D) → z (N, D). noise is eps (N, D) itself,
-    or the generator, on mu's device, that draws it.
-    """
-    if isinstance(noise, Tensor):
-        eps = noise
-    else:
-        eps = torch.randn(mu.shape, generator=noise, device=mu.device, dtype=mu.dtype)
-    return mu + torch.exp(0.5 * logvar) * eps
 
 
 class LatentHeads(nn.Module):
@@ -483,147 +418,6 @@ ENCODERS = {"conv": conv_encoder, "fc": fc_encoder}
 DECODERS = {"conv": conv_decoder, "fc": fc_decoder}
 
 
-class Output(NamedTuple):
-    """What a forward pass gives."""
-
-    x_raw: Tensor  # (N, C, H, W), the decoder before its last activation
-    mu: Tensor  # (N, D)
-    logvar: Tensor  # (N, D)
-    z: Tensor  # (N, D)
-    indices: Tensor | None = None  # (N, h * w), of a vq_vae: which code stands at each place
-    condition: Tensor | None = None  # (N, A), what a learned prior is given
-
-
-class VAE(nn.Module):
-    """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z), Kingma & Welling 2014.
-
-    Another model overrides what it does differently: these five attributes, defaults and
-    choices_for (its config), make_encoder, make_decoder and latent_size (its networks), condition,
-    encode, decode_raw and forward (its pass), stages and begin_stage (its training), rate_nats and
-    penalty (its loss), draw_codes and describe_codes (its codes). See support/family.py,
-    support/grid_vae.py and support/vector_quantised.py.
-    """
-
-    sampled = True  # z ~ q(z|x); else the code is the point mu, which has no KL
-    has_rate = True  # a code costs nats, see rate_nats
-    conditional = False  # encoder and decoder are given a label
-    learned_prior = False  # codes come from a prior that the model learned, not from N(0, I)
-    discrete = False  # codes come from a codebook
-
-    @classmethod
-    def defaults(cls, config: Config) -> dict[str, object]:
-        """Values of this model for fields of the config that were not given."""
-        return {}
-
-    @classmethod
-    def choices_for(cls, data: ImageData) -> dict[str, object]:
-        """Fields of the config that follow from the data, for this model."""
-        return {}
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.encoder = self.make_encoder()
-        self.decoder = self.make_decoder()
-        # Of a gaussian p(x|z), on [0, 1]: fit sets it, see calibrate. No other likelihood has one.
-        sigma = torch.tensor(0.1) if config.likelihood == "gaussian" else None
-        self.register_buffer("sigma", sigma)
-
-    def make_encoder(self) -> nn.Module:
-        return ENCODERS[self.config.arch](self.config, self.config.channels)
-
-    def make_decoder(self) -> nn.Module:
-        return DECODERS[self.config.arch](self.config, self.config.latent_dim)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def latent_size(self) -> int:
-        """Numbers in one z."""
-        return self.config.latent_dim
-
-    def condition(self, labels: Tensor | None) -> Tensor | None:
-        """Labels as encoder and decoder take them, (N, A); None where the model takes none."""
-        return None
-
-    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) in config.value_range → mu, logvar, each (N, D)."""
-        return self.encoder(x)
-
-    def decode_raw(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z (N, D) → x_raw (N, C, H, W), before the last activation."""
-        return self.decoder(z).float()
-
-    def activate(self, x_raw: Tensor) -> Tensor:
-        """The decoder's last activation: x_raw → x_hat in config.value_range."""
-        squared_error = self.config.likelihood == "squared_error"
-        return torch.tanh(x_raw) if squared_error else torch.sigmoid(x_raw)
-
-    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z (N, D) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
-        return self.activate(self.decode_raw(z, condition))
-
-    def forward(
-        self,
-        x: Tensor,
-        noise: torch.Generator | Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> Output:
-        mu, logvar = self.encode(x, condition)
-        z = reparameterize(mu, logvar, noise) if self.sampled else mu
-        return Output(self.decode_raw(z, condition), mu, logvar, z)
-
-    def stages(self) -> list[Config]:
-        """The config of each stage of training, one after the other: epochs, lr, schedule."""
-        return [self.config]
-
-    def begin_stage(self, number: int) -> None:
-        """Called before each stage."""
-
-    def rate_nats(self, out: Output) -> Tensor:
-        """The price of each image's code, (N,) nats: its KL, or 0 for an autoencoder's point."""
-        return kl_nats(out.mu, out.logvar) if self.sampled else torch.zeros_like(out.mu[:, 0])
-
-    def penalty(self, out: Output, noise: torch.Generator | None = None) -> Tensor:
-        """What training adds to reconstruction + beta * KL: nothing, ()."""
-        return out.z.new_zeros(())
-
-    def draw_codes(
-        self, n: int, *, condition: Tensor | None = None, seed: int = 0, **region
-    ) -> Tensor:
-        """n codes (n, D) of the prior, or of another region: see sample_latents."""
-        return sample_latents(n, self.latent_size, seed=seed, **region)
-
-    def describe_codes(self, mu: Tensor) -> dict[str, float]:
-        """What evaluate reports about the codes mu (N, D) of many images."""
-        return {"active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
-
-
-class BetaVAE(VAE):
-    """The same model with a heavier KL, 4 when beta is not given (Higgins et al. 2017)."""
-
-    @classmethod
-    def defaults(cls, config: Config) -> dict[str, object]:
-        return {"beta": 4.0}
-
-
-MODELS |= {"vae": VAE, "beta_vae": BetaVAE}
-
-
-def build_model(config: Config) -> VAE:
-    """The model of a config, its weights drawn from config.seed, on get_device()."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = MODELS[config.model](config)
-    return model.to(get_device(), memory_format=torch.channels_last)
-
-
-def count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Losses                                                                                     ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -681,6 +475,252 @@ def bce_floor_nats(x: Tensor) -> Tensor:
 
 
 # ╔════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Model                                                                                      ║
+# ╚════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def reparameterize(
+    mu: Tensor, logvar: Tensor, noise: torch.Generator | Tensor | None = None
+) -> Tensor:
+    """z = mu + sigma * eps, eps ~ N(0, I): a sample that gradients pass through.
+
+    Kingma & Welling 2014, section 2.4. mu, logvar (N, D) → z (N, D). noise is eps (N, D) itself,
+    or the generator, on mu's device, that draws it.
+    """
+    if isinstance(noise, Tensor):
+        eps = noise
+    else:
+        eps = torch.randn(mu.shape, generator=noise, device=mu.device, dtype=mu.dtype)
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+def sample_latents(
+    n: int,
+    latent_dim: int,
+    *,
+    z_range: tuple[float, float] | None = None,
+    radius: float | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
+    """Latents (n, D) from a region: the prior N(0, temperature^2 I), a box, or a shell.
+
+    z_range   every coordinate uniform between the two values: the assignment's (-2, 2)
+    radius    uniform on the sphere ||z|| = radius
+    Raises VAEError when two of the three are given, z_range is not (low, high), or one of the
+    others is negative.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    given = [z_range is not None, radius is not None, temperature != 1]
+    if sum(given) > 1:
+        raise VAEError("Give one of z_range, radius and temperature, not two.")
+    if z_range is not None:
+        if len(z_range) != 2 or not -math.inf < z_range[0] < z_range[1] < math.inf:
+            raise VAEError(f"z_range must be two numbers, the lower first, not {z_range}.")
+        low, high = z_range
+        return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
+    factor = temperature if radius is None else radius
+    if not 0 <= factor < math.inf:
+        raise VAEError(f"radius and temperature must be 0 or more, not {factor}.")
+    z = torch.randn(n, latent_dim, generator=generator)
+    return F.normalize(z, dim=1) * radius if radius is not None else z * temperature
+
+
+ACTIVE_THRESHOLD = 0.01  # variance of mu above which a dimension is active (Burda et al. 2016)
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    x_raw: Tensor | None  # (N, C, H, W), the decoder before its last activation; see decoder_learns
+    mu: Tensor  # (N, D)
+    logvar: Tensor  # (N, D)
+    z: Tensor  # (N, D)
+    condition: Tensor | None = None  # (N, A), what the decoder, or a learned prior, is given
+    indices: Tensor | None = None  # (N, h * w), of a vq_vae: which code stands at each place
+
+
+class VAE(nn.Module):
+    """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z), Kingma & Welling 2014.
+
+    Another model overrides what it does differently: these six attributes; defaults, choices_for
+    and check (its config); make_encoder, make_decoder and latent_size (its networks); condition,
+    encode, decode_raw and forward (its pass); stages and begin_stage (its training);
+    reconstruction_nats, rate_nats and penalty (its loss); log_prior and draw_codes (its prior);
+    describe_codes (its codes). See support/autoencoders.py, conditional.py, grid_vae.py and
+    vq_vae.py.
+    """
+
+    sampled = True  # z ~ q(z|x); else the code is the point mu, which has no KL
+    has_rate = True  # a code costs nats, see rate_nats; else it is 0
+    conditional = False  # encoder and decoder are given a label
+    learned_prior = False  # codes come from a prior that the model learned, not from N(0, I)
+    discrete = False  # codes come from a codebook
+    exact_weights: tuple[str, ...] = ()  # names begin so of weights that must not be rounded
+
+    @classmethod
+    def defaults(cls, config: Config) -> dict[str, object]:
+        """Values of this model for fields of the config that were not given."""
+        return {}
+
+    @classmethod
+    def choices_for(cls, data: ImageData) -> dict[str, object]:
+        """Fields of the config that follow from the data, for this model."""
+        return {}
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise VAEError when a resolved config cannot make this model."""
+        c, own_beta = config, cls.defaults(config).get("beta", 1.0)
+        if c.data_dir is not None and c.dataset != "folder":
+            raise VAEError(
+                "data_dir is for dataset folder: for the others set VAE_DATA to the folder that "
+                "holds them."
+            )
+        if not cls.sampled and c.beta != own_beta:
+            raise VAEError(
+                f"beta weighs the KL of a sampled z, and model {c.model} has none: leave it out."
+            )
+        if c.batch_size < 2 and (c.norm == "batch" or c.mmd):
+            raise VAEError(
+                "Batch normalisation and MMD compare the images of a batch: use batch_size >= 2."
+            )
+        if c.arch == "conv" and c.image_size >> c.depth < 1:
+            raise VAEError(
+                f"{c.depth} halvings of a {c.image_size}-pixel image leave nothing: use depth "
+                f"{int(math.log2(c.image_size))} or less."
+            )
+        if c.arch == "fc" and c.width >> (c.depth - 1) < 1:
+            raise VAEError(
+                f"{c.depth} hidden layers, each half as wide as the one before, need a width of at "
+                f"least {1 << (c.depth - 1)}, not {c.width}."
+            )
+
+    @classmethod
+    def stages(cls, config: Config) -> dict[str | None, Config]:
+        """Name → config of each stage of training, one after the other. Here there is one."""
+        return {None: config}
+
+    def begin_stage(self, name: str | None) -> None:
+        """Called before each stage."""
+
+    @property
+    def decoder_learns(self) -> bool:
+        """Not in a stage in which the decoder stands still, and need not run."""
+        return next(self.decoder.parameters()).requires_grad
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.encoder = self.make_encoder()
+        self.decoder = self.make_decoder()
+        # Of a gaussian p(x|z), on [0, 1]: fit sets it, see calibrate. No other likelihood has one.
+        sigma = torch.tensor(0.1) if config.likelihood == "gaussian" else None
+        self.register_buffer("sigma", sigma)
+
+    def make_encoder(self) -> nn.Module:
+        return ENCODERS[self.config.arch](self.config, self.config.channels)
+
+    def make_decoder(self) -> nn.Module:
+        return DECODERS[self.config.arch](self.config, self.config.latent_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def latent_size(self) -> int:
+        """Numbers in one z."""
+        return self.config.latent_dim
+
+    def condition(self, labels: Tensor | None) -> Tensor | None:
+        """Labels as encoder and decoder take them, (N, A); None where the model takes none."""
+        return None
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) in config.value_range → mu, logvar, each (N, D)."""
+        return self.encoder(x)
+
+    def decode_raw(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z (N, D) → x_raw (N, C, H, W), before the last activation."""
+        return self.decoder(z).float()
+
+    def activate(self, x_raw: Tensor) -> Tensor:
+        """The decoder's last activation: x_raw → x_hat in config.value_range."""
+        squared_error = self.config.likelihood == "squared_error"
+        return torch.tanh(x_raw) if squared_error else torch.sigmoid(x_raw)
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z (N, D) → x_hat (N, C, H, W) in config.value_range: the mean of p(x|z)."""
+        return self.activate(self.decode_raw(z, condition))
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: torch.Generator | Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Output:
+        mu, logvar = self.encode(x, condition)
+        z = reparameterize(mu, logvar, noise) if self.sampled else mu
+        return Output(self.decode_raw(z, condition), mu, logvar, z, condition)
+
+    def reconstruction_nats(
+        self, out: Output, x: Tensor, sigma: Tensor | float | None = None
+    ) -> Tensor:
+        """The distortion: -log p(x|z) of each image, (N,) nats. See the function of this name."""
+        return reconstruction_nats(out.x_raw, x, self.config.likelihood, sigma)
+
+    def rate_nats(self, out: Output) -> Tensor:
+        """The rate: what each image's code costs, (N,) nats. KL(q(z|x) || p(z)), 0 for a point."""
+        return kl_nats(out.mu, out.logvar) if self.sampled else torch.zeros_like(out.mu[:, 0])
+
+    def penalty(self, out: Output, noise: torch.Generator | None = None) -> Tensor:
+        """What training adds to reconstruction + beta * KL: nothing, ()."""
+        return out.z.new_zeros(())
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) of codes (N, D), here of N(0, I): → (N,) nats."""
+        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+
+    def draw_codes(
+        self, n: int, *, condition: Tensor | None = None, seed: int = 0, **region
+    ) -> Tensor:
+        """n codes (n, D) of the prior, or of another region: see sample_latents."""
+        return sample_latents(n, self.latent_size, seed=seed, **region)
+
+    def describe_codes(self, mu: Tensor) -> dict[str, float]:
+        """What evaluate reports about the codes mu (N, D) of many images."""
+        return {"active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
+
+
+class BetaVAE(VAE):
+    """The same model with a heavier KL, 4 when beta is not given (Higgins et al. 2017)."""
+
+    @classmethod
+    def defaults(cls, config: Config) -> dict[str, object]:
+        return {"beta": 4.0}
+
+
+MODELS.update(vae=VAE, beta_vae=BetaVAE)
+
+
+def build_model(config: Config) -> VAE:
+    """The model of a config, its weights drawn from config.seed, on get_device().
+
+    Raises VAEError where the choices of the config contradict each other.
+    """
+    config = config.resolved()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = MODELS[config.model](config)
+    return model.to(get_device(), memory_format=torch.channels_last)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# ╔════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Training                                                                                   ║
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
@@ -689,99 +729,116 @@ class TrainingDiverged(VAEError):
     """The loss is no longer a finite number."""
 
 
+def train_epoch(
+    model: VAE,
+    images: Tensor,
+    conditions: Tensor | None,
+    config: Config,
+    state: TrainingState,
+    epoch: int,
+    progress: bool = True,
+) -> dict[str, float | None]:
+    """One pass over the training images (N, C, H, W); returns the mean losses, in nats."""
+    model.train()
+    order = shuffled_batches(len(images), config, state.order_rng)
+    sums, seen = torch.zeros(3, device=model.device), 0
+    bar = progress_bar(order, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress)
+    for step, batch in enumerate(bar):
+        indices = own_share(batch)
+        condition = None if conditions is None else conditions[indices].to(model.device)
+        x = to_input(training_images(images, indices, config, state.noise_rng), config)
+
+        with autocast(model.device):
+            out = state.network(x, state.noise_rng, condition)  # encode, draw z, decode
+        reconstruction = model.reconstruction_nats(out, x).mean()
+        rate = model.rate_nats(out).mean()
+        penalty = model.penalty(out, state.noise_rng)
+        beta = kl_weight(config, epoch - 1 + step / len(order))
+        loss = reconstruction + beta * rate + penalty
+
+        state.optimiser.zero_grad(set_to_none=True)
+        (loss * gradient_weight(len(indices), len(batch))).backward()
+        state.optimiser.step()
+        state.schedule.step()
+        state.update_average()
+
+        sums += torch.stack([reconstruction, rate, penalty]).detach() * len(x)
+        seen += len(x)
+        if step % 20 == 0 or step == len(order) - 1:  # tolist waits for the device
+            means = (sums / seen).tolist()
+            stop_if_diverged(means, config, f"in epoch {epoch}, step {step + 1} of {len(order)}")
+            bar.set_postfix(reconstruction=f"{means[0]:.1f}", kl=f"{means[1]:.1f}")
+    means = (all_reduce(sums) / len(images)).tolist()
+    losses = dict(zip(("train_reconstruction_nats", "train_kl_nats", "train_penalty"), means))
+    return losses if model.decoder_learns else losses | {"train_reconstruction_nats": None}
+
+
 def fit(
     model: VAE,
     data: ImageData,
     config: Config,
     *,
+    stage: str | None = None,
     progress: bool = True,
     on_epoch: Callable[[list[dict]], None] | None = None,
     save: Callable[[list[dict], dict], None] | None = None,
-    start: tuple[list[dict], dict] | None = None,
+    start: tuple[list[dict], dict | None] | None = None,
 ) -> list[dict]:
-    """Minimise reconstruction + beta * KL + penalty with Adam; returns the history.
+    """Minimise reconstruction + beta * rate + penalty with Adam; returns the history.
 
-    A model with a learned prior trains in stages (see VAE.stages), each with an optimiser. The
-    last stage ends early when validation no longer falls, see config.patience.
+    It has one dict for each epoch. Every loss is in nats per image; kl is the rate (see
+    model.rate_nats), and total leaves the penalty out. train_* are means over the epoch while the
+    weights still move, None for a reconstruction that was not computed; val_* are measured after it
+    with the same beta. With config.ema the averaged weights are validated and saved, and are those
+    that the model has in the end. Training ends early when validation no longer falls, see
+    config.patience.
 
-    The history has one dict for each epoch. Every loss is in nats per image; KL is the price of
-    the code (model.rate_nats), and total leaves the penalty out. train_* are means over the epoch
-    while the weights still move; val_* are measured after it with the same beta. With config.ema,
-    validation, save, on_epoch and the caller see the averaged weights.
-
+    stage      which of model.stages is trained; rows of the history say so where it has a name
     save       called after every epoch with the history and the state, which is all that start
                needs to go on from there, on a CPU to the same last bit
     on_epoch   called after save, with the history so far
-    start      what save was given in a run that was cut off
+    start      what save was given in a run that was cut off; or the history of the stages before
+               this one, and None
 
-    Raises TrainingDiverged when the loss is not finite.
+    Raises TrainingDiverged when the loss is not finite, VAEError for a stage that model has not.
     """
-    rank, _ = processes()
+    config, (rank, _) = config.resolved(), processes()
+    if stage not in model.stages(model.config):
+        raise VAEError(
+            f"A {model.config.model} learns in stages: train it with runs.train_run or "
+            "runs.fit_stages of support/runs.py."
+        )
     images = keep_on_device(data.train.images, model.device)
     conditions = model.condition(data.train.labels)
-    history, saved = start or ([], None)
-    resumed_seconds = history[-1]["seconds"] if history else 0.0
-    began = time.perf_counter() - resumed_seconds
-    stages = model.stages()
-    last_epochs = list(itertools.accumulate(stage.epochs for stage in stages))
-    for number, (stage, last) in enumerate(zip(stages, last_epochs)):
-        if len(history) >= last and stage is not stages[-1]:
-            continue  # it was finished before the run was cut off
-        model.begin_stage(number)
-        steps_per_epoch = len(shuffled_batches(len(images), stage, torch.Generator()))
-        state = TrainingState(model, stage, stage.epochs * steps_per_epoch)
-        if saved:
-            history = state.restore(history, saved, epochs_done=len(history) - last + stage.epochs)
-            saved = None
-        patience = config.patience if stage is stages[-1] else None
-        while len(history) < last and should_continue(history[last - stage.epochs :], patience):
-            epoch = len(history) + 1
-            state.swap_average()  # the weights that learn
-            losses = train_epoch(state, images, conditions, epoch, progress and rank == 0)
-            state.swap_average()  # their average, which counts
-            if next(model.decoder.parameters()).requires_grad:  # else nothing has changed
-                calibrate(model, data.train)
-            losses |= validate(model, data.val)
-            losses |= totals(losses, config.beta)
-            stop_if_diverged(losses.values(), stage, f"after epoch {epoch}")
-            seconds = time.perf_counter() - began
-            history.append({"epoch": epoch, "seconds": seconds} | losses)
-            if save and rank == 0:
-                save(history, state.state_dict())
-            if on_epoch and rank == 0:
-                on_epoch(history)
+    steps = config.epochs * len(shuffled_batches(len(images), config, torch.Generator()))
+    state = TrainingState(
+        model, lr=config.lr, schedule=config.schedule, steps=steps, ema=config.ema, seed=config.seed
+    )
+    earlier, saved = start or ([], None)
+    history = list(earlier)
+    own = [row for row in history if row.get("stage") == stage]
+    if saved:
+        state.load_state_dict(saved, len(own))
+    began = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+    while len(own) < config.epochs and should_continue(own, config.patience):
+        epoch = len(own) + 1
+        losses = train_epoch(model, images, conditions, config, state, epoch, progress and not rank)
+        if model.decoder_learns:
+            calibrate(state.result, data.train)
+        losses |= validate(state.result, data.val)
+        losses |= totals(losses, config.beta)
+        stop_if_diverged(losses.values(), config, f"after epoch {epoch}")
+        row = {"epoch": len(history) + 1} | ({"stage": stage} if stage else {})
+        row |= {"seconds": time.perf_counter() - began} | losses
+        history.append(row)
+        own.append(row)
+        if save and rank == 0:
+            save(history, state.state_dict())
+        if on_epoch and rank == 0:
+            on_epoch(history)
+    model.load_state_dict(state.result.state_dict())
     model.eval()
     return history
-
-
-def train_epoch(
-    state: TrainingState, images: Tensor, conditions: Tensor | None, epoch: int, progress: bool
-) -> dict[str, float]:
-    """One pass over the training images: batches → forward → losses → step → means, in nats."""
-    model, config, device = state.model.train(), state.config, state.model.device
-    dtype = precision(device)
-    batches = shuffled_batches(len(images), config, state.order_rng)
-    sums, seen = torch.zeros(3, device=device), 0
-    name = f"epoch {epoch}/{model.config.all_epochs}"
-    bar = progress_bar(batches, desc=name, hidden=not progress)
-    for step, indices in enumerate(bar):
-        batch, condition = state.batch(images, conditions, indices)
-        x = to_input(batch, config)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out = state.network(x, state.noise_rng, condition)
-        reconstruction = reconstruction_nats(out.x_raw, x, config.likelihood).mean()
-        kl = model.rate_nats(out).mean()
-        penalty = model.penalty(out, state.noise_rng)
-        beta = kl_weight(config, epoch - 1 + step / len(batches))
-        state.step(reconstruction + beta * kl + penalty, share=len(x) / len(indices))
-        sums += torch.stack([reconstruction, kl, penalty]).detach() * len(x)
-        seen += len(x)
-        if step % 20 == 0 or step == len(batches) - 1:  # tolist waits for the device
-            means = (sums / seen).tolist()
-            stop_if_diverged(means, config, f"in epoch {epoch}, step {step + 1} of {len(batches)}")
-            bar.set_postfix(reconstruction=f"{means[0]:.1f}", kl=f"{means[1]:.1f}")
-    means = (all_reduce(sums) / len(images)).tolist()
-    return dict(zip(("train_reconstruction_nats", "train_kl_nats", "train_penalty"), means))
 
 
 def validate(model: VAE, split: Split) -> dict[str, float]:
@@ -795,11 +852,13 @@ def validate(model: VAE, split: Split) -> dict[str, float]:
 
 def totals(losses: dict[str, float], beta: float) -> dict[str, float]:
     """reconstruction + beta * KL of the training images and of the validation images."""
-    return {
-        f"{split}_total_nats": losses[f"{split}_reconstruction_nats"]
-        + beta * losses[f"{split}_kl_nats"]
-        for split in ("train", "val")
-    }
+    result = {}
+    for split in ("train", "val"):
+        reconstruction = losses[f"{split}_reconstruction_nats"]
+        known = reconstruction is not None
+        total = reconstruction + beta * losses[f"{split}_kl_nats"] if known else None
+        result[f"{split}_total_nats"] = total
+    return result
 
 
 def should_continue(history: list[dict], patience: int | None) -> bool:
@@ -831,13 +890,30 @@ def shuffled_batches(n: int, config: Config, generator: torch.Generator) -> list
 
 
 def stop_if_diverged(losses: Iterable[float], config: Config, when: str) -> None:
-    """Raise TrainingDiverged when one of the losses is not finite."""
-    if all(map(math.isfinite, losses)):
+    """Raise TrainingDiverged when one of the losses that are known is not finite."""
+    if all(math.isfinite(loss) for loss in losses if loss is not None):
         return
+    ways = {
+        "a smaller lr": True,
+        "norm batch": config.arch == "conv" and config.norm == "none",
+        "a smaller mmd": config.mmd > 0,
+        "kl_warmup": config.beta > 0 and not config.kl_warmup,
+    }
+    helpful = " or ".join(way for way, helps in ways.items() if helps)
     raise TrainingDiverged(
-        f"The loss stopped being a finite number {when}, with lr {config.lr:g}: try a smaller lr, "
-        "norm batch, a smaller mmd, or kl_warmup."
+        f"The loss stopped being a finite number {when}, with lr {config.lr:g}: try {helpful}."
     )
+
+
+def training_images(
+    images: Tensor, indices: Tensor, config: Config, noise: torch.Generator
+) -> Tensor:
+    """Some of the uint8 images (N, C, H, W), on noise's device; with config.flip some mirrored."""
+    chosen = images[indices.to(images.device)].to(noise.device)
+    if config.flip == "horizontal":
+        mirrored = torch.rand(len(chosen), generator=noise, device=noise.device) < 0.5
+        chosen = torch.where(mirrored[:, None, None, None], chosen.flip(3), chosen)
+    return chosen.contiguous(memory_format=torch.channels_last)
 
 
 def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
@@ -856,17 +932,18 @@ def calibrate(model: VAE, split: Split, n: int = 5000) -> None:
 
 # ── Evaluation ──
 
-ACTIVE_THRESHOLD = 0.01  # variance of mu above which a dimension is active (Burda et al. 2016)
 EVALUATION_BATCH = 500  # images at a time without gradients: busy cores, little memory
 
 
 def batches(
     model: VAE, rows: Tensor, condition: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows and their conditions on the model's device, 500 at a time, in evaluation mode.
+    """Images or codes and their conditions on the model's device, 500 at a time, to be measured.
 
-    Raises VAEError unless there is one condition for each row.
+    Raises VAEError when there are none, or not one condition for each.
     """
+    if not len(rows):
+        raise VAEError("There is nothing to encode or decode: hand in one image or code at least.")
     if condition is not None and len(condition) != len(rows):
         raise VAEError(f"{len(condition)} labels do not fit {len(rows)} images: give one for each.")
     model.eval()
@@ -876,74 +953,95 @@ def batches(
         yield rows[part].to(model.device), given
 
 
+def image_batches(
+    model: VAE, images: Tensor, labels: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The same of images (N, C, H, W), uint8 or float in [0, 1], as x, with labels.
+
+    Raises VAEError on images or labels that do not fit the model.
+    """
+    c = model.config
+    shape = (c.channels, c.image_size, c.image_size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise VAEError(
+            f"This model takes images of shape (N, {', '.join(map(str, shape))}), not "
+            f"{tuple(images.shape)}: resize them first."
+        )
+    for part, condition in batches(model, images, model.condition(labels)):
+        yield to_input(part, c), condition
+
+
 def forward_passes(
     model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> Iterator[tuple[Tensor, Output]]:
-    """x and the Output of uint8 images (N, C, H, W), 500 at a time, without gradients.
+    """x and the Output of images (N, C, H, W), 500 at a time, without gradients.
 
     One seeded sample of z for each image; a conditional model wants labels.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    for part, given in batches(model, images, model.condition(labels)):
-        x = to_input(part, model.config)
+    for x, condition in image_batches(model, images, labels):
         with torch.no_grad():
-            out = model(x, generator, given)
+            out = model(x, generator, condition)
         yield x, out
 
 
+@torch.no_grad()
 def image_losses(
     model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruction and price of the code of each uint8 image: two (N,) in nats, float64."""
-    reconstructions, prices = [], []
+    """Reconstruction and rate of each image (N, C, H, W): two (N,) in nats, float64."""
+    reconstructions, rates = [], []
     for x, out in forward_passes(model, images, labels, seed=seed):
-        with torch.no_grad():
-            nats = reconstruction_nats(out.x_raw, x, model.config.likelihood, model.sigma)
-            reconstructions.append(nats.cpu())  # MPS has no float64
-            prices.append(model.rate_nats(out).cpu())
-    return torch.cat(reconstructions).double(), torch.cat(prices).double()
+        reconstructions.append(model.reconstruction_nats(out, x, model.sigma).cpu())
+        rates.append(model.rate_nats(out).cpu())
+    return torch.cat(reconstructions).double(), torch.cat(rates).double()  # MPS has no float64
 
 
+@torch.no_grad()
 def evaluate(
     model: VAE, images: Tensor, labels: Tensor | None = None, *, seed: int = 0
 ) -> dict[str, float]:
     """The numbers of a model on uint8 images (N, C, H, W); units in the keys.
 
     reconstruction_nats, kl_nats   means over the images, one seeded sample of z each: distortion
-                       and rate (the price of the code)
+                       and rate
     total_nats         their sum, the negative ELBO, whatever beta the model was trained with
-    total_nats_se      its standard error: the spread over images / the root of their number
+    total_nats_se      its standard error, where there is more than one image
     floor_nats, excess_nats        (bernoulli) bce_floor_nats of the images, and total above it
     mse                mean squared error of x_hat(mu) per pixel and channel, on [0, 1]
     active_dims        latent dimensions whose mu varies over the images (Burda et al. 2016, 5.2)
     codes_used, perplexity         (vq_vae) how many codes occur, and exp of their entropy
     images             how many images were measured
     """
-    mu, _ = encode_images(model, images, labels)
-    reconstruction, kl = image_losses(model, images, labels, seed=seed)
+    reconstructions, rates, codes = [], [], []
     squared = floor = 0.0
-    for first in range(0, len(images), EVALUATION_BATCH):
-        part = slice(first, first + EVALUATION_BATCH)
-        unit = as_unit(images[part])
-        x_hat = decode_images(model, mu[part], None if labels is None else labels[part])
+    for x, out in forward_passes(model, images, labels, seed=seed):
+        reconstructions.append(model.reconstruction_nats(out, x, model.sigma).cpu())
+        rates.append(model.rate_nats(out).cpu())
+        codes.append(out.mu.cpu())
+        unit = to_unit(x, model.config)
+        x_hat = to_unit(model.decode(out.mu, out.condition), model.config)
         squared += (x_hat - unit).square().sum().item()
         floor += bce_floor_nats(unit).sum().item()
+    reconstruction, rate = torch.cat(reconstructions).double(), torch.cat(rates).double()
+    total = reconstruction + rate
     metrics = {
         "reconstruction_nats": reconstruction.mean().item(),
-        "kl_nats": kl.mean().item(),
-        "total_nats": (reconstruction + kl).mean().item(),
-        "total_nats_se": standard_error(reconstruction + kl),
+        "kl_nats": rate.mean().item(),
+        "total_nats": total.mean().item(),
     }
+    if len(images) > 1:
+        metrics["total_nats_se"] = standard_error(total)
     if model.config.likelihood == "bernoulli":
         metrics["floor_nats"] = floor / len(images)
         metrics["excess_nats"] = metrics["total_nats"] - floor / len(images)
-    metrics |= model.describe_codes(mu)
+    metrics |= model.describe_codes(torch.cat(codes))
     return metrics | {"mse": squared / images.numel(), "images": len(images)}
 
 
 def standard_error(values: Tensor) -> float:
-    """Of a mean over (N,) independent values; 0 for a single one, whose spread is not known."""
-    return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+    """Of a mean over (N,) independent values; nan for a single one, whose spread is not known."""
+    return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
 # ── Checkpoints: model.safetensors and model.json in a run folder ──
@@ -957,8 +1055,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {}
     for name, value in model.state_dict().items():
-        # A codebook stays as it is: rounding could make another code the nearest.
-        rounded = value.half() if half and not name.startswith("codebook.") else value
+        rounded = value.half() if half and not name.startswith(model.exact_weights) else value
         weights[name] = rounded.contiguous().cpu()
     content = safetensors.torch.save(weights)
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(content))
@@ -976,7 +1073,7 @@ def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
     with refused_if_unreadable(path):
         record = json.loads(path.read_text())
         if record["config"]["model"] in MODELS:
-            return Config.of_record(record["config"]), record
+            return Config(**record["config"]).resolved(), record
     raise CheckpointError(f"{path} holds another model than a VAE: import support.runs first.")
 
 
@@ -1001,6 +1098,7 @@ def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:
 # ╚════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+@torch.no_grad()
 def encode_images(
     model: VAE, images: Tensor, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -1008,40 +1106,35 @@ def encode_images(
 
     A conditional model wants the labels. Raises VAEError on images or labels that do not fit.
     """
-    c = model.config
-    shape = (c.channels, c.image_size, c.image_size)
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise VAEError(
-            f"This model takes images of shape (N, {', '.join(map(str, shape))}), not "
-            f"{tuple(images.shape)}: resize them first."
-        )
-
-    mu, logvar = [], []
-    with torch.no_grad():
-        for part, given in batches(model, images, model.condition(labels)):
-            mean, log_variance = model.encode(to_input(part, c), given)
-            mu.append(mean)
-            logvar.append(log_variance)
+    codes = [model.encode(x, condition) for x, condition in image_batches(model, images, labels)]
+    mu, logvar = zip(*codes)
     return torch.cat(mu).cpu(), torch.cat(logvar).cpu()
 
 
+@torch.no_grad()
 def decode_images(model: VAE, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """z (..., D) → float images in [0, 1], (..., C, H, W), on the CPU: the means of p(x|z).
 
     A conditional model wants labels (N,) or (N, A): one for each z (..., N, D), or one for all.
+    Raises VAEError on codes or labels that do not fit.
     """
     if z.shape[-1] != model.latent_size:
         raise VAEError(
             f"This model decodes latents (..., {model.latent_size}), not {tuple(z.shape)}."
         )
-    codes, condition = z.reshape(-1, z.shape[-1]), model.condition(labels)
-    if condition is not None and (len(condition) == 1 or z.shape[-2:-1] == condition.shape[:1]):
-        condition = condition.repeat(len(codes) // len(condition), 1)
-    images = []
-    with torch.no_grad():
-        for part, given in batches(model, codes, condition):
-            images.append(to_unit(model.decode(part, given), model.config))
-    x_hat = torch.cat(images).cpu()
+    condition = model.condition(labels)
+    if condition is not None:
+        places = z.shape[:-1] or (1,)
+        try:
+            condition = condition.expand(*places, -1).flatten(0, -2)
+        except RuntimeError:
+            raise VAEError(
+                f"{len(condition)} labels do not fit {places[-1]} codes: give one for each, or one "
+                "for all."
+            ) from None
+    codes = z.reshape(-1, z.shape[-1])
+    images = [model.decode(part, given) for part, given in batches(model, codes, condition)]
+    x_hat = to_unit(torch.cat(images), model.config).cpu()
     return x_hat.reshape(*z.shape[:-1], *x_hat.shape[1:])
 
 
@@ -1135,44 +1228,15 @@ def interpolate_corners(model: VAE, corners: Tensor, num: int = 7) -> Tensor:
 # ── Sampling ──
 
 
-def sample_latents(
-    n: int,
-    latent_dim: int,
-    *,
-    z_range: tuple[float, float] | None = None,
-    radius: float | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> Tensor:
-    """Latents (n, D) from a region: the prior N(0, temperature^2 I), a box, or a shell.
-
-    z_range   every coordinate uniform between the two values: the assignment's (-2, 2)
-    radius    uniform on the sphere ||z|| = radius
-    Raises VAEError when two of the three are given, z_range is not (low, high), or one of the
-    others is negative.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    given = [z_range is not None, radius is not None, temperature != 1]
-    if sum(given) > 1:
-        raise VAEError("Give one of z_range, radius and temperature, not two.")
-    if z_range is not None:
-        if len(z_range) != 2 or not -math.inf < z_range[0] < z_range[1] < math.inf:
-            raise VAEError(f"z_range must be two numbers, the lower first, not {z_range}.")
-        low, high = z_range
-        return torch.rand(n, latent_dim, generator=generator) * (high - low) + low
-    factor = temperature if radius is None else radius
-    if not 0 <= factor < math.inf:
-        raise VAEError(f"radius and temperature must be 0 or more, not {factor}.")
-    z = torch.randn(n, latent_dim, generator=generator)
-    return F.normalize(z, dim=1) * radius if radius is not None else z * temperature
-
-
 def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) -> Tensor:
     """Decode n codes of a region (see sample_latents) → float (n, C, H, W) in [0, 1].
 
     A conditional model wants n labels. A model with a learned prior can be given them, and 0.5
     leaves one open; in place of a region it takes seed, temperature and (vq_vae) top_k.
+    Raises VAEError for n below 1.
     """
+    if n < 1:
+        raise VAEError(f"The number of samples must be 1 or more, not {n}.")
     z = model.draw_codes(n, condition=model.condition(labels), **region)
     return decode_images(model, z, labels)
 
@@ -1254,6 +1318,8 @@ def image_grid(images: Tensor, columns: int | None = None, pad: int = 2) -> np.n
     make_grid = import_torchvision().utils.make_grid
     columns = columns or len(images)
     grid = make_grid(as_unit(images).cpu(), nrow=columns, padding=pad, pad_value=1.0)
+    if len(images) == 1:  # to which make_grid gives no edge
+        grid = F.pad(grid, (pad, pad, pad, pad), value=1.0)
     pixels = (grid.clamp(0, 1) * 255).round().byte()
     return pixels.permute(1, 2, 0).numpy()  # (3, H, W) → (H, W, 3)
 
@@ -1457,23 +1523,3 @@ def plot_rate_distortion(
     ax.set_ylim(bottom=0)
     fig.suptitle(title, **LEFT)
     return fig
-
-
-# ── Tables ──
-
-
-def markdown_table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows with the same keys → a Markdown table, its first column left-aligned."""
-    if not rows:
-        return ""
-    columns = list(rows[0])
-    lines = [columns, [":--"] + ["--:"] * (len(columns) - 1)]
-    for row in rows:
-        lines.append([str(row[column]) for column in columns])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
-    """'mean ± sample standard deviation' of some seeds, or the bare value of a single one."""
-    spread = f" ± {np.std(values, ddof=1):,.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):,.{digits}f}{spread}"

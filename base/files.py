@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 def data_root() -> Path:
     """Where data sets are looked for: $VAE_DATA, else data/ in the project's folder."""
-    return Path(os.environ.get("VAE_DATA") or ROOT / "data")
+    return Path(os.path.expanduser(os.environ.get("VAE_DATA") or ROOT / "data"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -60,6 +61,30 @@ def refused_if_unreadable(path: Path) -> Iterator[None]:
             f"{path} is missing, damaged or not of this run ({first_line(err)}): copy the whole "
             "run folder again, or train again."
         ) from None
+
+
+def decode_text(content: bytes) -> str:
+    """A text file of any usual encoding: UTF-8, UTF-16, UTF-32, else Windows' own."""
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return content.decode("utf-32", errors="replace")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16", errors="replace")
+    if b"\0" in content[:2]:  # UTF-16 without its mark: the letters used in tables are below 256
+        return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le", errors="replace")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def is_web_page(content: bytes) -> bool:
+    """Whether a file that should be something else is a web page that was saved in its place."""
+    start = decode_text(content[:2000])
+    markup = (
+        r"\s*(<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(!doctype html|html|head|body|title|meta|script)\b"
+    )
+    return re.match(markup, start, re.IGNORECASE | re.DOTALL) is not None
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

@@ -61,6 +61,12 @@ def precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """A context in which networks multiply in the precision of training, see precision."""
+    dtype = precision(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def precision_name() -> str:
     """float32 or bfloat16, for the record of a run."""
     return str(precision(get_device())).removeprefix("torch.")
@@ -73,6 +79,20 @@ def processes() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def own_share(batch: Tensor) -> Tensor:
+    """The part of a batch that this process trains on; all of it without torchrun."""
+    rank, world = processes()
+    return batch[rank::world]
+
+
+def gradient_weight(share: int, batch: int) -> float:
+    """What a loss is multiplied by, so that torchrun's mean of gradients is that of the batch.
+
+    The shares of the processes may differ by one image; without torchrun it is 1.
+    """
+    return share / batch * processes()[1]
+
+
 def all_reduce(sums: Tensor) -> Tensor:
     """The sum over the processes that train together."""
     if processes()[1] == 1:
@@ -80,6 +100,15 @@ def all_reduce(sums: Tensor) -> Tensor:
     total = sums.to(get_device(), copy=True)  # NCCL adds on GPUs only
     torch.distributed.all_reduce(total)
     return total.to(sums.device)
+
+
+def of_first_process(tensor: Tensor) -> Tensor:
+    """What the first of the processes that train together has; without torchrun the tensor."""
+    if processes()[1] == 1:
+        return tensor
+    shared = tensor.contiguous()
+    torch.distributed.broadcast(shared, src=0)
+    return shared
 
 
 def import_torchvision():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable
@@ -15,11 +16,25 @@ LARGEST = 2**31 - 1  # PyTorch and its libraries count with 32 bits in places
 
 
 def option(
-    default, help: str, *, choices: Iterable | None = None, low: float = 1, high: float = LARGEST
+    default,
+    help: str,
+    *,
+    choices: Iterable | None = None,
+    low: float = 1,
+    high: float = LARGEST,
+    only_with: dict[str, tuple] | None = None,
+    depends_on: str | None = None,
 ):
-    """A field of Config, with the help text that train.py shows and the values that it may have."""
-    limits = {"help": help, "choices": choices, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata=limits)
+    """A field of Config, with the help text that train.py shows and the values that it may have.
+
+    only_with    other field → those of its values with which this field has a meaning
+    depends_on   another field: who chooses a new value for it chooses anew here, too
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    metadata |= {"only_with": only_with or {}, "depends_on": [*(only_with or {})]}
+    if depends_on:
+        metadata["depends_on"].append(depends_on)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def checked_value(f: dataclasses.Field, value):
@@ -45,7 +60,40 @@ def checked_value(f: dataclasses.Field, value):
         requirement = f"{kind} from {low:,} to {high:,}"
     if not valid:
         raise VAEError(f"{f.name} must be {requirement}, not {str(value)[:80]!r}.")
-    return value
+    return float(value) if f.type.startswith("float") else value  # 4 and 4.0 are one choice
+
+
+def check_combinations(config) -> None:
+    """Raise VAEError when a field has a value that has no meaning with those of the others."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if value in (None, 0, f.default):
+            continue
+        for other, values in f.metadata["only_with"].items():
+            if getattr(config, other) not in values:
+                raise VAEError(
+                    f"{f.name} is for {other} {' or '.join(values)}, not {getattr(config, other)}: "
+                    "leave it out."
+                )
+
+
+def override(preset: dict, chosen: dict, config_class: type) -> dict:
+    """The values of a preset, replaced by what was chosen.
+
+    A value of the preset that depends on a field for which another value was chosen is left out,
+    so that it never contradicts the choice.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    kept = {}
+    for name, value in preset.items():
+        replaced = [
+            other
+            for other in fields[name].metadata["depends_on"]
+            if other in chosen and chosen[other] != preset.get(other, fields[other].default)
+        ]
+        if not replaced:
+            kept[name] = value
+    return kept | chosen
 
 
 def env_flag(name: str) -> bool:
@@ -56,3 +104,14 @@ def env_flag(name: str) -> bool:
 def progress_bar(iterable, *, hidden: bool = False, **options) -> tqdm:
     """tqdm that leaves nothing behind. TQDM_DISABLE=1 hides it, in notebooks too."""
     return tqdm(iterable, leave=False, disable=hidden or env_flag("TQDM_DISABLE"), **options)
+
+
+def announce(text: str) -> None:
+    """Append a line to the file that VAE_PROGRESS names, for who waits while notebooks run."""
+    path = os.environ.get("VAE_PROGRESS")
+    if path:
+        with (
+            contextlib.suppress(OSError),
+            open(path, "a", encoding="utf-8", errors="replace") as file,
+        ):
+            file.write(text + "\n")

@@ -1,6 +1,6 @@
-"""What changes while a model trains: optimiser, schedule, averaged weights, random numbers.
+"""What changes while a model trains, and has to be saved so that a run can go on to the same bit.
 
-vae_helpers.fit calls it; nothing in it is particular to a VAE.
+vae_helpers.train_epoch uses it; nothing in it is particular to a VAE.
 """
 
 from __future__ import annotations
@@ -8,123 +8,104 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from base.hardware import processes
 
 # Images up to this size live on the accelerator: all of CelebA at 64x64 has 2.5 GB.
-RESIDENT_BYTES = 4 << 30
+ON_DEVICE_BYTES = 4 << 30
 
 
 def keep_on_device(images: Tensor, device: torch.device) -> Tensor:
     """The images on the device, if it is an accelerator that can hold them; else as they are."""
-    fits = images.nbytes <= RESIDENT_BYTES
+    fits = images.nbytes <= ON_DEVICE_BYTES
     return images.to(device) if device.type != "cpu" and fits else images
 
 
-class TrainingState:
-    """Everything that changes in a training; restore continues from what state_dict gave.
+def step_sizes(optimiser: torch.optim.Optimizer, kind: str, lr: float, steps: int) -> LRScheduler:
+    """The schedule of the step size over so many steps: "constant", or "one_cycle".
 
-    With config.ema the model holds its averaged weights between two epochs. swap_average exchanges
-    them for the raw ones, which learn, before an epoch, and back after it. Under torchrun `network`
-    averages the gradients of all processes.
+    One cycle (Smith & Topin 2018) rises for three tenths of the steps, and falls to almost 0.
+    """
+    if kind == "one_cycle":
+        return OneCycleLR(optimiser, lr, total_steps=steps, cycle_momentum=False)
+    return ConstantLR(optimiser, factor=1.0)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that holds the exponential moving average of its weights and buffers.
+
+    The decay starts small and rises to its value, so that the first weights are forgotten.
     """
 
-    def __init__(self, model: nn.Module, config, steps: int):
-        """steps: of the optimiser, in the whole run."""
+    def update(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
+        current = min(decay, (1 + n.item()) / (10 + n.item()))
+        get_ema_multi_avg_fn(current)(averages, values, n)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+class TrainingState:
+    """Optimiser, schedule, averaged weights and random numbers of one training.
+
+    model       learns
+    network     what is called in its place: under torchrun it averages gradients over processes
+    average     its moving average, or None
+    order_rng   the order of the images
+    noise_rng   all else that is random; each process has its own
+
+    Both generators start from the seed. A model that trains in stages makes them anew for each, so
+    that every stage sees the images in the same order.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, lr: float, schedule: str, steps: int, ema: float, seed: int
+    ):
+        """steps: of the optimiser, from the first epoch to the last."""
         rank, world = processes()
-        self.model, self.config = model, config
+        self.model = model
         self.network = DistributedDataParallel(model) if world > 1 else model
-        self.order_rng = torch.Generator().manual_seed(config.seed)
-        self.noise_rng = torch.Generator(model.device).manual_seed(config.seed + 1000 * rank)
-        self.optimiser = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True
-        )
-        self.schedule = None
-        if config.schedule == "one_cycle":  # Smith & Topin 2018
-            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-                self.optimiser, config.lr, total_steps=steps, cycle_momentum=False
-            )
-        self.average = None
-        if config.ema:
-            self.average = AveragedModel(model, multi_avg_fn=self._ema, use_buffers=True)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(learning, lr=lr, fused=True)
+        self.schedule = step_sizes(self.optimiser, schedule, lr, steps)
+        self.average = moving_average(model, ema) if ema else None
+        self.seed = seed + 1000 * rank
+        self.order_rng = torch.Generator().manual_seed(seed)
+        self.noise_rng = torch.Generator(model.device).manual_seed(self.seed)
 
-    def _ema(self, averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
-        """Move the averages; the decay starts small, so that the first weights are forgotten."""
-        decay = min(self.config.ema, (1 + n.item()) / (10 + n.item()))
-        get_ema_multi_avg_fn(decay)(averages, values, n)
+    @property
+    def result(self) -> nn.Module:
+        """The model with the weights that count: the average, where there is one."""
+        return self.average.module if self.average else self.model
 
-    def batch(
-        self, images: Tensor, conditions: Tensor | None, indices: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """This process's share of a batch, on the device: images, some mirrored, and conditions."""
-        rank, world = processes()
-        device = self.model.device
-        share = indices[rank::world]
-        images = images[share.to(images.device)].to(device)
-        if self.config.flip == "horizontal":
-            mirrored = torch.rand(len(images), generator=self.noise_rng, device=device) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        if conditions is not None:
-            conditions = conditions[share].to(device)
-        return images.contiguous(memory_format=torch.channels_last), conditions
-
-    def step(self, loss: Tensor, share: float = 1.0) -> None:
-        """One step of the optimiser, the schedule and the average.
-
-        share: of the batch's images, those of this process. torchrun averages gradients over the
-        processes, whose shares may differ by one image.
-        """
-        _, world = processes()
-        self.optimiser.zero_grad(set_to_none=True)
-        (loss * (share * world)).backward()
-        self.optimiser.step()
-        if self.schedule:
-            self.schedule.step()
+    def update_average(self) -> None:
         if self.average:
             self.average.update_parameters(self.model)
 
-    def swap_average(self) -> None:
-        """Exchange the model's weights with the averaged ones, if there are any."""
-        if not self.average:
-            return
-        averages = self.average.module.state_dict()
-        for name, value in self.model.state_dict().items():
-            kept = value.clone()
-            value.copy_(averages[name])
-            averages[name].copy_(kept)
-
     def state_dict(self) -> dict:
-        """After an epoch and swap_average: "model" has the weights that count."""
+        """Everything after an epoch; "result" has the weights that count."""
         return {
+            "result": self.result.state_dict(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "schedule": self.schedule.state_dict(),
             "order_rng": self.order_rng.get_state(),
             "noise_rng": self.noise_rng.get_state(),
         }
 
-    def restore(self, history: list[dict], state: dict, epochs_done: int) -> list[dict]:
-        """Be as after the last epoch of the history; returns a copy of it.
-
-        epochs_done: of this stage. When it has none, only the model's weights count.
-        """
+    def load_state_dict(self, state: dict, epochs: int) -> None:
+        """Be as after so many epochs."""
         self.model.load_state_dict(state["model"])
-        if epochs_done == 0:
-            if self.average:
-                self.average.module.load_state_dict(state["model"])
-            return list(history)
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        if self.schedule:
-            self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict(state["schedule"])
         self.order_rng.set_state(state["order_rng"])
         # The noise of the first process was kept, in the form of its kind of device.
         rank, _ = processes()
         if rank == 0 and len(state["noise_rng"]) == len(self.noise_rng.get_state()):
             self.noise_rng.set_state(state["noise_rng"])
         else:
-            self.noise_rng.manual_seed(self.config.seed + 1000 * rank + len(history))
-        return list(history)
+            self.noise_rng.manual_seed(self.seed + epochs)

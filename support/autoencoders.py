@@ -8,6 +8,8 @@ These models minimise reconstruction + beta * KL(q(z|x) || N(0, I)) + mmd * MMD(
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
 
 
 class AE(vae.VAE):
-    """A plain autoencoder: the code is the mean, which costs nothing."""
+    """A plain autoencoder: the code is a point, which costs nothing."""
 
     sampled = False
     has_rate = False
@@ -45,7 +47,13 @@ class AE(vae.VAE):
 
     def __init__(self, config: vae.Config):
         super().__init__(config)
-        self.encoder[-1].logvar.requires_grad_(False)  # takes no part
+        # The weights are drawn as a VAE's, so that both start alike; then the logvar is dropped.
+        self.encoder[-1] = self.encoder[-1].mu
+
+    def encode(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) → mu (N, D), and logvar = -inf, (N, 1): a point."""
+        mu = self.encoder(x).float()
+        return mu, mu.new_full((len(mu), 1), -math.inf)
 
 
 class MMDPenalty:

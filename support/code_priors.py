@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Block(nn.Module):
@@ -38,7 +40,10 @@ class Block(nn.Module):
         if cache is not None:
             cache[:] = [torch.cat(pair, dim=2) for pair in zip(cache, (k, v))]
             k, v = cache
-        attention = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        # PyTorch's fused attention is slow in bfloat16 on a CPU.
+        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+        with sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext():
+            attention = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
         h = h + self.out(attention.transpose(1, 2).flatten(2))
         return h + self.mlp(self.norm2(h))
 
@@ -54,8 +59,8 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, places: int, width: int, conditions: int):
         super().__init__()
-        self.start = nn.Parameter(torch.zeros(width))  # stands before the first place
-        self.places = nn.Parameter(torch.randn(places, width) * 0.02)
+        self.bos = nn.Parameter(torch.zeros(width))  # stands before the first place
+        self.position_embedding = nn.Parameter(torch.randn(places, width) * 0.02)
         self.condition = nn.Linear(conditions, width, bias=False) if conditions else None
         self.blocks = nn.ModuleList([Block(width) for _ in range(self.LAYERS)])
         self.norm = nn.LayerNorm(width)
@@ -78,15 +83,15 @@ class CausalTransformer(nn.Module):
 
     def positions(self, n: int, condition: Tensor | None) -> Tensor:
         """What every place is told beside the codes: where it is, and the condition, (n, T, W)."""
-        positions = self.places.expand(n, -1, -1)
+        positions = self.position_embedding.expand(n, -1, -1)
         if self.condition is None or condition is None:
             return positions
         return positions + self.condition(2 * condition - 1)[:, None]
 
-    def read(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """What is said of each place from the codes before it, (N, T, W)."""
-        start = self.start.expand(len(codes), 1, -1)
-        before = torch.cat([start, self.token(codes[:, :-1])], dim=1)
+    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Codes (N, T) or (N, T, C) → what those before a place say of it, (N, T, W)."""
+        bos = self.bos.expand(len(codes), 1, -1)
+        before = torch.cat([bos, self.token(codes[:, :-1])], dim=1)
         h = before + self.positions(len(codes), condition)
         for block in self.blocks:
             h = block(h)
@@ -94,16 +99,17 @@ class CausalTransformer(nn.Module):
 
     def nats(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """-log p of grids of codes, (N, T) or (N, T, C), and condition (N, A) → (N,) nats."""
-        return self.nats_at(self.read(codes, condition), codes).sum(1)
+        return self.nats_at(self(codes, condition), codes).sum(1)
 
     @torch.no_grad()
     def sample(
         self, n: int, generator: torch.Generator, condition: Tensor | None = None, **choices
     ) -> Tensor:
         """n grids of codes, place after place, with a cache of keys: (n, T) or (n, T, C)."""
-        empty = self.places.new_zeros(n, Block.HEADS, 0, self.places.shape[1] // Block.HEADS)
+        width = len(self.bos)
+        empty = self.bos.new_zeros(n, Block.HEADS, 0, width // Block.HEADS)
         caches = [[empty, empty] for _ in self.blocks]
-        token = self.start.expand(n, 1, -1)
+        token = self.bos.expand(n, 1, -1)
         grid = []
         for position in self.positions(n, condition).split(1, dim=1):
             h = token + position

@@ -102,27 +102,36 @@ def labels_of(
     attributes that no training image has together.
     """
     names = condition_names(data)
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word.removeprefix("-") not in names:
-            raise vae.VAEError(
-                f"There is no label {word.removeprefix('-')!r}: choose from {', '.join(names)}."
-            )
     if data.class_names:
-        if len(words) > 1 or words[0].startswith("-"):
-            raise vae.VAEError(f"An image has one class: give one name, not {text!r}.")
-        one = F.one_hot(torch.tensor(names.index(words[0])), len(names))
+        if text not in names:
+            raise vae.VAEError(f"There is no class {text!r}: give one name, of {', '.join(names)}.")
+        one = F.one_hot(torch.tensor(names.index(text)), len(names))
         return 0.5 + strength * (one.expand(n, -1) - 0.5)
+    wanted = asked_attributes(text, names)
     labels = data.train.labels
     fits = torch.ones(len(labels), dtype=torch.bool)
-    for word in words:
-        has = labels[:, names.index(word.removeprefix("-"))].bool()
-        fits &= ~has if word.startswith("-") else has
+    for name, value in wanted.items():
+        fits &= labels[:, names.index(name)].bool() == value
     if not fits.any():
         raise vae.VAEError(f"No training image has {text} together: ask for less.")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(int(fits.sum()), (n,), generator=generator)
     return 0.5 + strength * (labels[fits][drawn].float() - 0.5)
+
+
+def asked_attributes(text: str, names: Sequence[str]) -> dict[str, bool]:
+    """Which attributes a text like "Smiling,-Male" asks for, and whether on or off.
+
+    Raises VAEError for a name that is none of the names.
+    """
+    wanted = {}
+    for word in text.split(","):
+        word = word.strip()
+        name = word if word in names else word.removeprefix("-")
+        if name not in names:
+            raise vae.VAEError(f"There is no label {name!r}: choose from {', '.join(names)}.")
+        wanted[name] = word == name
+    return wanted
 
 
 def condition_names(data: vae.ImageData) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Features of images, and the Fréchet distance of two sets of them.
+"""Features of images: the Fréchet distance of two sets, and how fast they change along a path.
 
 FeatureNet is our own small network, trained once on CIFAR-10 and once on faces; Inception is the
 one of the FID, for those who have it.
@@ -7,6 +7,7 @@ one of the FID, for those who have it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -17,6 +18,7 @@ import vae_helpers as vae
 from base.errors import first_line
 from base.files import digest
 from base.hardware import import_torchvision
+from base.options import progress_bar
 
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints/features"
 
@@ -147,3 +149,39 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return metric.compute().item()
+
+
+def distances(
+    net: FeatureNet | Inception, real: Tensor, sets: dict[str, Tensor], unit: str
+) -> dict[str, float]:
+    """UNIT_NAME: the Fréchet distance of each set of images (N, C, H, W) to the real ones."""
+    expected = image_features(real, net)
+    result = {}
+    for name, images in progress_bar(sets.items(), desc=unit):
+        result[f"{unit}_{name}"] = frechet_distance(expected, image_features(images, net))
+    return result
+
+
+def perceptual_path_length(
+    decode: Callable[[Tensor], Tensor],
+    features: Callable[[Tensor], Tensor],
+    z_a: Tensor,
+    z_b: Tensor,
+    method: str = "linear",
+    *,
+    epsilon: float = 1e-2,
+    seed: int = 0,
+) -> Tensor:
+    """How fast the picture changes at one random point of each path: (N, D) twice → (N,).
+
+    |features(decode(z(t + epsilon))) - features(decode(z(t)))|^2 / epsilon^2, in squared units of
+    the features (after Karras et al. 2019, section 4.1, who take draws of the prior, another
+    epsilon and another network). t is uniform, and the same for the same seed, so that methods
+    are compared at the same points.
+    """
+    interpolate = vae.INTERPOLATIONS[method]
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.rand(len(z_a), 1, generator=generator) * (1 - epsilon)
+    before = features(decode(interpolate(z_a, z_b, t)))
+    after = features(decode(interpolate(z_a, z_b, t + epsilon)))
+    return (after - before).square().flatten(1).sum(1) / epsilon**2

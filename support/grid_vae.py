@@ -1,6 +1,6 @@
 """The VAE with a grid of codes and a learned prior.
 
-Encoder and decoder learn first, as in any VAE, with N(0, I) as the prior (see named_stages); then
+Encoder and decoder learn first, as in any VAE, with N(0, I) as the prior (see stages); then
 they stand still, and a transformer learns which codes occur together. With beta = 1 both minimise
 the same bound, -log p(x|z) - log p(z) + log q(z|x).
 
@@ -42,16 +42,15 @@ class GridVAE(conditional.Conditional, vae.VAE):
 
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
-        halvings = round(math.log2(config.image_size / 8))
-        defaults = {
-            "prior_epochs": config.epochs,
-            "prior_width": 192,
-            "patience": 5,
-            "depth": max(1, halvings),
-        }
-        if config.arch == "conv" and config.image_size >= 64:
-            # About as many as the one vector of a plain VAE, and so many times latent_dim.
-            defaults["global_dim"] = 128 // config.latent_dim * config.latent_dim
+        prior_epochs = config.epochs if config.prior_epochs is None else config.prior_epochs
+        defaults = {"prior_epochs": prior_epochs, "prior_width": 192}
+        if prior_epochs:
+            defaults["patience"] = 5
+        if config.arch == "conv":
+            defaults["depth"] = max(1, round(math.log2(config.image_size / 8)))
+            if config.image_size >= 64:
+                # About as many as the one vector of a plain VAE, and so many times latent_dim.
+                defaults["global_dim"] = 128 // config.latent_dim * config.latent_dim
         return defaults
 
     @classmethod
@@ -59,11 +58,13 @@ class GridVAE(conditional.Conditional, vae.VAE):
         names = data.class_names or data.label_names
         return {"conditions": len(names)} if len(names) > 1 else {}
 
+    @classmethod
+    def check(cls, config: vae.Config) -> None:
+        super().check(config)
+        if config.global_dim and config.global_dim % config.latent_dim:
+            raise vae.VAEError(f"global_dim must be a multiple of latent_dim, {config.latent_dim}.")
+
     def __init__(self, config: vae.Config):
-        if vae.processes()[1] > 1:
-            raise vae.VAEError(
-                f"A {config.model} trains in one process: start train.py without torchrun."
-            )
         # A fully connected model has no grid of its own.
         side = vae.grid_sizes(config)[-1] if config.arch == "conv" else 4
         self.grid = (side, side)
@@ -72,7 +73,7 @@ class GridVAE(conditional.Conditional, vae.VAE):
         if self.global_dim:
             self.make_global()
         self.prior = self.make_prior()
-        self.stage = list(self.named_stages())[-1]  # a finished model is in its last stage
+        self.stage = list(self.stages(config))[-1]  # a finished model is in its last stage
 
     def make_prior(self) -> CausalTransformer:
         c = self.config
@@ -167,38 +168,37 @@ class GridVAE(conditional.Conditional, vae.VAE):
 
     # ── Stages ──
 
-    def named_stages(self) -> dict[str, vae.Config]:
-        """The config of each stage of training, by what learns in it.
+    @classmethod
+    def stages(cls, config: vae.Config) -> dict[str, vae.Config]:
+        """Name → config of each stage of training. The last one may end early, see patience.
 
         global   encoder and decoder with the code of the whole image, if there is one; those of
                  the places are 0 (a third of config.epochs)
         places   encoder and decoder with every code
         prior    which codes occur together
         """
-        c = self.config
-        first = c.epochs // 3 if self.global_dim else 0
+        c, to_the_end = config, dataclasses.replace(config, patience=0)
+        first = c.epochs // 3 if c.global_dim else 0
         stages = {}
         if first:
-            stages["global"] = dataclasses.replace(c, epochs=first)
-        stages["places"] = dataclasses.replace(c, epochs=c.epochs - first)
+            stages["global"] = dataclasses.replace(to_the_end, epochs=first)
+        before_prior = to_the_end if c.prior_epochs else c
+        stages["places"] = dataclasses.replace(before_prior, epochs=c.epochs - first)
         if c.prior_epochs:
             stages["prior"] = dataclasses.replace(
                 c,
                 epochs=c.prior_epochs,
-                batch_size=self.PRIOR_BATCH,
-                lr=self.PRIOR_LR,
+                batch_size=cls.PRIOR_BATCH,
+                lr=cls.PRIOR_LR,
                 schedule="one_cycle",
                 ema=0.999,
                 kl_warmup=0,
             )
         return stages
 
-    def stages(self) -> list[vae.Config]:
-        return list(self.named_stages().values())
-
-    def begin_stage(self, number: int) -> None:
+    def begin_stage(self, name: str) -> None:
         """While the prior learns, all else stands still, and the other way round."""
-        self.stage = list(self.named_stages())[number]
+        self.stage = name
         self.requires_grad_(self.stage != "prior")
         self.prior.requires_grad_(self.stage == "prior")
 
@@ -217,15 +217,33 @@ class GridVAE(conditional.Conditional, vae.VAE):
         z = vae.reparameterize(mu, logvar, noise)
         if self.stage == "global":
             z = F.pad(z[:, : self.global_dim], (0, self.latent_size - self.global_dim))
-        return vae.Output(self.decode_raw(z), mu, logvar, z, condition=self.known(condition, noise))
+        runs_decoder = self.decoder_learns or not self.training
+        x_raw = self.decode_raw(z) if runs_decoder else None
+        return vae.Output(x_raw, mu, logvar, z, self.drop_condition(condition, noise))
 
-    def known(self, condition: Tensor | None, noise: torch.Generator | None) -> Tensor | None:
-        """What the prior is told of an image: a part while it learns, else nothing.
+    def drop_condition(
+        self, condition: Tensor | None, noise: torch.Generator | None
+    ) -> Tensor | None:
+        """What the prior is told of images: a part of the condition (N, A) while it learns.
 
-        So the price of a code is that of an image without labels, and can be compared.
+        Each entry may become 0.5, which says nothing. Of each image another share is dropped,
+        between none and all, so that the prior learns to draw with any part of a condition, and
+        without one. When it does not learn it is told nothing: the rate is that of an image without
+        labels, and can be compared.
         """
-        learns = self.training and self.stage == "prior"
-        return hide(condition, noise) if learns and condition is not None else None
+        if condition is None or not (self.training and self.stage == "prior"):
+            return None
+        share = torch.rand(len(condition), 1, generator=noise, device=condition.device)
+        draws = torch.rand(condition.shape, generator=noise, device=condition.device)
+        return torch.where(draws < share, 0.5, condition)
+
+    def reconstruction_nats(
+        self, out: vae.Output, x: Tensor, sigma: Tensor | float | None = None
+    ) -> Tensor:
+        """0 where nothing was decoded, because only the prior learns."""
+        if out.x_raw is None:
+            return x.new_zeros(len(x))
+        return super().reconstruction_nats(out, x, sigma)
 
     def rate_nats(self, out: vae.Output) -> Tensor:
         """-log p(z) + log q(z|x), (N,) nats: while encoder and decoder learn, the KL to N(0, I).
@@ -241,9 +259,12 @@ class GridVAE(conditional.Conditional, vae.VAE):
 
     def prior_nats(self, codes: Tensor, condition: Tensor | None) -> Tensor:
         """-log p(codes | condition) of the learned prior: → (N,) nats."""
-        dtype = vae.precision(self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with vae.autocast(self.device):
             return self.prior.nats(codes, condition)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) of codes (N, D) by the learned prior, without a condition: → (N,) nats."""
+        return -self.prior_nats(self.tokens(z), None)
 
     # ── Samples ──
 
@@ -293,15 +314,29 @@ class GridVAE(conditional.Conditional, vae.VAE):
         return self.flat(codes)
 
 
-def hide(condition: Tensor, noise: torch.Generator | None) -> Tensor:
-    """Each entry of a condition (N, A) may become 0.5, which says nothing.
-
-    Of each image another share is hidden, between none and all. So the prior learns to draw with
-    any part of a condition, and without one.
-    """
-    share = torch.rand(len(condition), 1, generator=noise, device=condition.device)
-    draws = torch.rand(condition.shape, generator=noise, device=condition.device)
-    return torch.where(draws < share, 0.5, condition)
-
-
 vae.MODELS["grid_vae"] = GridVAE
+
+
+def fit_stages(
+    model: vae.VAE, data: vae.ImageData, *, start: tuple[list[dict], dict] | None = None, **options
+) -> list[dict]:
+    """Train a model stage after stage, each by one call of vae.fit; returns the whole history.
+
+    start and the other options are those of vae.fit. A run that was cut off goes on in the stage of
+    its last row.
+    """
+    history, saved = start or ([], None)
+    stages = model.stages(model.config)
+    names = list(stages)
+    if history:
+        names = names[names.index(history[-1].get("stage")) :]
+    for name in names:
+        model.begin_stage(name)
+        history = vae.fit(model, data, stages[name], stage=name, start=(history, saved), **options)
+        saved = None
+    return history
+
+
+def all_epochs(config: vae.Config) -> int:
+    """Of all stages together."""
+    return sum(stage.epochs for stage in vae.MODELS[config.model].stages(config).values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,14 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_helpers as vae
-from base.options import progress_bar
 from image_data.splits import ImageData
 from support.features import (  # noqa: F401  others write metrics.load_feature_net
     FeatureNet,
     Inception,
+    distances,
     frechet_distance,
     image_features,
     load_feature_net,
+    perceptual_path_length,
     torchmetrics_package,
 )
 
@@ -94,9 +95,9 @@ def discretised_logistic_nats(mean: Tensor, images: Tensor, scale: float) -> Ten
 def _decoded(
     model: vae.VAE, images: Tensor, labels: Tensor | None, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield x_hat(z) in [0, 1], the price of the code in nats and the images, 500 at a time."""
+    """Yield x_hat(z) in [0, 1], the rate in nats and the images, some at a time."""
     passes = vae.forward_passes(model, images, labels, seed=seed)
-    for (_, out), some in zip(passes, images.split(500)):
+    for (_, out), some in zip(passes, images.split(vae.EVALUATION_BATCH)):
         x_hat = vae.to_unit(model.activate(out.x_raw), model.config)
         yield x_hat.cpu(), model.rate_nats(out).cpu(), some
 
@@ -116,7 +117,7 @@ def bits_per_dim(
     This is the unit of the literature on image likelihoods. x_hat(z) becomes the mean of a
     discretised logistic with one scale, the best for the images `tuning` (validation images, never
     the test images). The negative ELBO with it, with one sample of z per image, is divided by the
-    number of values and by log 2. Raises VAEError for a model whose code has no price.
+    number of values and by log 2. Raises VAEError for a model whose code has no rate.
 
     Returns bits_per_dim, bits_per_dim_se and logistic_scale_grey_levels.
     """
@@ -124,7 +125,7 @@ def bits_per_dim(
 
     if not model.has_rate:
         raise vae.VAEError(
-            f"The code of model {model.config.model} is a point, which has no price in bits: "
+            f"The code of model {model.config.model} is a point, which has no rate in bits: "
             "measure another model."
         )
     decoded = list(_decoded(model, tuning, tuning_labels, seed))
@@ -139,8 +140,8 @@ def bits_per_dim(
     best = minimize_scalar(tuning_nats, bounds=bounds, method="bounded", options={"xatol": 1e-3})
     scale = math.exp(best.x)
     nats = [
-        (discretised_logistic_nats(x_hat, some, scale) + price).double()
-        for x_hat, price, some in _decoded(model, images, labels, seed)
+        (discretised_logistic_nats(x_hat, some, scale) + rate).double()
+        for x_hat, rate, some in _decoded(model, images, labels, seed)
     ]
     bits = torch.cat(nats) / (images[0].numel() * math.log(2))
     return {
@@ -164,12 +165,12 @@ def iwae_nats(
 
     -log 1/k sum_i p(x|z_i) p(z_i) / q(z_i|x) with z_i ~ q(z|x). With k = 1 it is the negative
     ELBO; in expectation it only falls with k, towards -log p(x) (Burda et al. 2016, equation 8 and
-    theorem 1). batch_size samples are decoded at once. Raises VAEError for a model that does not
-    sample its code, or has another prior than N(0, I).
+    theorem 1). batch_size samples are decoded at once. p(z) is model.log_prior. Raises VAEError
+    for a model that does not sample its code.
     """
-    if not model.sampled or model.learned_prior:
+    if not model.sampled:
         raise vae.VAEError(
-            "The bound averages over samples of z and knows the prior N(0, I), which a model "
+            "The bound averages over samples of z, which a model "
             f"{model.config.model} does not have: measure a vae."
         )
     model.eval()
@@ -193,13 +194,12 @@ def _log_weights(
     """log p(x|z) p(z) / q(z|x) for k samples z ~ q(z|x) of one image x (1, C, H, W) → (k,)."""
     mu, logvar = model.encode(x, condition)
     z = vae.reparameterize(mu.expand(k, -1), logvar.expand(k, -1), generator)
-    # Both densities without their constant -D/2 log(2 pi), which cancels.
-    log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp()).sum(1)
-    log_prior = -0.5 * z.square().sum(1)
+    constant = math.log(2 * math.pi)
+    log_q = -0.5 * (logvar + (z - mu).square() / logvar.exp() + constant).sum(1)
     x_raw = model.decode_raw(z, None if condition is None else condition.expand(k, -1))
     x = x.expand(k, -1, -1, -1)
     nats = vae.reconstruction_nats(x_raw, x, model.config.likelihood, model.sigma)
-    return (log_prior - log_q - nats).cpu().double()
+    return (model.log_prior(z) - log_q - nats).cpu().double()
 
 
 # ── Codes ───────────────────────────────────────────────────────────────────────────────────────
@@ -312,43 +312,7 @@ def picture_sets(
     return sets
 
 
-def distances(
-    net: FeatureNet | Inception, real: Tensor, sets: dict[str, Tensor], unit: str
-) -> dict[str, float]:
-    """UNIT_NAME: the Fréchet distance of each set of images (N, C, H, W) to the real ones."""
-    expected = image_features(real, net)
-    result = {}
-    for name, images in progress_bar(sets.items(), desc=unit):
-        result[f"{unit}_{name}"] = frechet_distance(expected, image_features(images, net))
-    return result
-
-
 # ── Paths ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def perceptual_path_length(
-    decode: Callable[[Tensor], Tensor],
-    features: Callable[[Tensor], Tensor],
-    z_a: Tensor,
-    z_b: Tensor,
-    method: str = "linear",
-    *,
-    epsilon: float = 1e-2,
-    seed: int = 0,
-) -> Tensor:
-    """How fast the picture changes at one random point of each path: (N, D) twice → (N,).
-
-    |features(decode(z(t + epsilon))) - features(decode(z(t)))|^2 / epsilon^2, in squared units of
-    the features (after Karras et al. 2019, section 4.1, who take draws of the prior, another
-    epsilon and another network). t is uniform, and the same for the same seed, so that methods
-    are compared at the same points.
-    """
-    interpolate = vae.INTERPOLATIONS[method]
-    generator = torch.Generator().manual_seed(seed)
-    t = torch.rand(len(z_a), 1, generator=generator) * (1 - epsilon)
-    before = features(decode(interpolate(z_a, z_b, t)))
-    after = features(decode(interpolate(z_a, z_b, t + epsilon)))
-    return (after - before).square().flatten(1).sum(1) / epsilon**2
 
 
 def step_lengths(path: Tensor) -> Tensor:

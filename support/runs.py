@@ -8,7 +8,9 @@ In a folder with both, training.pt counts: the run there was begun anew.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
+import json
 import os
 import sys
 import zipfile
@@ -19,12 +21,13 @@ from typing import NamedTuple
 import torch
 
 import vae_helpers as vae
-from base.files import write_atomically
+from base.errors import run_script  # noqa: F401  scripts: runs.run_script
+from base.files import ROOT, write_atomically
 from base.hardware import hardware, precision_name
-from base.options import env_flag
-from support import autoencoders, conditional, grid_vae, vq_vae  # noqa: F401  so that all models are known
+from base.options import announce, env_flag
+from support import autoencoders, conditional, vq_vae  # noqa: F401  makes them known
+from support.grid_vae import all_epochs, fit_stages
 
-ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints"
 UNFINISHED = "training.pt"
 
@@ -43,28 +46,6 @@ def runs_root() -> Path:
     return Path(os.environ.get("VAE_RUNS") or ROOT / "runs")
 
 
-def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main(): a mistake of the user ends in one sentence and exit code 2.
-
-    Ctrl-C ends in exit code 130, after train_run has printed how to continue.
-    """
-    try:
-        main()
-    except (vae.VAEError, OSError) as err:  # OSError: a full disk, a folder without permission
-        sys.exit(_error(str(err)))
-    except (RuntimeError, MemoryError) as err:
-        if isinstance(err, RuntimeError) and "memory" not in str(err):
-            raise
-        sys.exit(_error("not enough memory: try a smaller width, latent_dim or batch_size."))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _error(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
-
-
 # ── Training ──
 
 
@@ -79,37 +60,52 @@ def train_run(
 ) -> Run:
     """Build, fit, measure on the test split and save: what train.py and the notebooks call.
 
-    folder     default runs_root() / config.run_name; it holds the last finished epoch at any time
+    folder     default run_folder(config, data); it holds the last finished epoch at any time
     resume     go on with a run of the same config and data that was cut off
     on_epoch   called as by fit, after the epoch was saved
 
-    Raises TrainingDiverged, and OSError when the folder cannot be written.
+    Raises TrainingDiverged, VAEError when the folder holds another unfinished run and is not to be
+    begun anew (resume=False), and OSError when it cannot be written.
     """
-    folder = Path(folder or runs_root() / config.run_name)
+    folder = Path(folder or run_folder(config, data))
     folder.mkdir(parents=True, exist_ok=True)
     model = vae.build_model(config)
-    record = first_record(config, data, model)
+    record = first_record(model.config, data, model)
     start = unfinished_run(folder, config, data) if resume else None
 
     def save(history: list[dict], state: dict) -> None:
         after_epoch = record | {"history": history, "seconds": history[-1]["seconds"]}
         save_unfinished(folder, after_epoch, state)
 
+    def after_epoch(history: list[dict]) -> None:
+        announce(epoch_line(history[-1], model.config))
+        if on_epoch:
+            on_epoch(history)
+
     try:
-        history = vae.fit(
-            model, data, config, progress=progress, on_epoch=on_epoch, save=save, start=start
+        history = fit_stages(
+            model, data, progress=progress, on_epoch=after_epoch, save=save, start=start
         )
         record |= {"history": history, "seconds": history[-1]["seconds"]}
         record["test"] = vae.evaluate(model, *data.test)
     except KeyboardInterrupt:
         print(f"\nStopped. {how_to_go_on(folder)}", file=sys.stderr)
         raise
-    except vae.TrainingDiverged as err:
-        raise vae.TrainingDiverged(f"{err} {how_to_go_on(folder)}") from None
     if vae.processes()[0] == 0:
         vae.save_checkpoint(model, folder, record)
         (folder / UNFINISHED).unlink(missing_ok=True)
-    return Run(config, model, record, "trained now")
+    return Run(model.config, model, record, "trained now")
+
+
+def epoch_line(row: dict, config: vae.Config) -> str:
+    """One epoch of a history as a line."""
+    stage = f" ({row['stage']})" if row.get("stage") else ""
+    penalty = f"   penalty {row['train_penalty']:.2f}" if row.get("train_penalty") else ""
+    return (
+        f"epoch {row['epoch']:3} of {all_epochs(config)}{stage}  validation: "
+        f"reconstruction {row['val_reconstruction_nats']:9.1f}  KL {row['val_kl_nats']:7.1f}  "
+        f"total {row['val_total_nats']:9.1f} nats   {row['seconds']:6.0f} s{penalty}"
+    )
 
 
 def first_record(config: vae.Config, data: vae.ImageData, model: vae.VAE) -> dict:
@@ -140,8 +136,8 @@ def how_to_go_on(folder: Path) -> str:
     if not (folder / UNFINISHED).is_file():
         return "No epoch was finished, so nothing is saved."
     return (
-        f"{folder} holds every finished epoch: the same command with --resume (a sweep without "
-        "it), or this cell again, continues from there."
+        f"{folder} holds every finished epoch: the same command, or this cell again, continues "
+        "from there."
     )
 
 
@@ -175,7 +171,10 @@ def read_unfinished(folder: Path) -> dict | None:
 def unfinished_run(
     folder: Path, config: vae.Config, data: vae.ImageData
 ) -> tuple[list[dict], dict] | None:
-    """History and state of a run of this config and data that was cut off, for fit's start."""
+    """History and state of a run of this config and data that was cut off, for fit's start.
+
+    Raises VAEError when it is another run: nothing is overwritten.
+    """
     try:
         unfinished = read_unfinished(folder)
     except vae.CheckpointError as err:
@@ -185,10 +184,9 @@ def unfinished_run(
         return None
     record = unfinished["record"]
     if not same_run(record, config, data):
-        print(f"Skipped: the unfinished run in {folder} has other settings or images.")
-        return None
+        raise another_run(folder)
     epochs = len(record["history"])
-    print(f"{folder}: going on after epoch {epochs} of {config.all_epochs}", flush=True)
+    print(f"{folder}: going on after epoch {epochs} of {all_epochs(config.resolved())}", flush=True)
     if record["precision"] != precision_name():
         print(
             f"Note: it was begun in {record['precision']} and goes on in {precision_name()}; set "
@@ -197,14 +195,62 @@ def unfinished_run(
     return record["history"], unfinished["state"]
 
 
+def another_run(folder: Path) -> vae.VAEError:
+    return vae.VAEError(
+        f"{folder} holds a run of other settings or images: name another folder with --out, or "
+        "begin anew there with --overwrite."
+    )
+
+
 def same_run(record: dict, config: vae.Config, data: vae.ImageData) -> bool:
     """Whether a record belongs to this config and these images."""
     if record.get("data", {}).get("fingerprint") != data.fingerprint:
         return False
     try:
-        return vae.Config.of_record(record["config"]) == config
+        return vae.Config(**record["config"]).resolved() == config.resolved()
     except (TypeError, vae.VAEError):  # of another version, which knew other fields or values
         return False
+
+
+def read_any_record(folder: Path) -> dict | None:
+    """The record of the run in a folder, finished or not; None where there is none.
+
+    A damaged one counts as none, and is named.
+    """
+    try:
+        unfinished = read_unfinished(folder)
+        if unfinished:
+            return unfinished["record"]
+        if (folder / "model.json").is_file():
+            return vae.read_record(folder)[1]
+    except vae.CheckpointError as err:
+        print(f"Skipped: {err}")
+    return None
+
+
+def run_name(config: vae.Config) -> str:
+    """A readable name with a short hash of all that is no default: one for each config."""
+    c = config.resolved()
+    own = {}
+    for f in dataclasses.fields(c):
+        if getattr(c, f.name) != f.default:
+            own[f.name] = getattr(c, f.name)
+    short_hash = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+    return (
+        f"{c.dataset}-{c.arch}-{c.model}-z{c.latent_dim}-beta{c.beta:g}-seed{c.seed}-{short_hash}"
+    )
+
+
+def run_folder(config: vae.Config, data: vae.ImageData) -> Path:
+    """Where a run of this config and these images belongs when no folder is named.
+
+    A run of the same settings on other images keeps its folder: this one gets a longer name.
+    """
+    folder = runs_root() / run_name(config)
+    record = read_any_record(folder)
+    if record is None or same_run(record, config, data):
+        return folder
+    return folder.with_name(f"{run_name(config)}-{data.fingerprint[:8]}")
 
 
 def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:
@@ -217,8 +263,8 @@ def load_run(folder: str | os.PathLike) -> tuple[vae.VAE, dict]:
     if unfinished is None:
         return vae.load_checkpoint(folder)
     with vae.refused_if_unreadable(folder / UNFINISHED):
-        model = vae.build_model(vae.Config.of_record(unfinished["record"]["config"]))
-        model.load_state_dict(unfinished["state"]["model"])
+        model = vae.build_model(vae.Config(**unfinished["record"]["config"]))
+        model.load_state_dict(unfinished["state"]["result"])
     return model.eval(), unfinished["record"]
 
 
@@ -231,7 +277,7 @@ def load_or_train(config: vae.Config, data: vae.ImageData, *, weights: bool = Tr
     It prints which it was. VAE_TRAIN=1 always trains. With weights=False the record of a released
     run (its history and numbers) is enough.
     """
-    run = None
+    config, run = config.resolved(), None
     if not env_flag("VAE_TRAIN"):
         run = own_run(config, data) or released_run(config, data, weights)
     run = run or train_run(config, data)
@@ -266,14 +312,17 @@ def own_run(config: vae.Config, data: vae.ImageData) -> Run | None:
 def released_run(config: vae.Config, data: vae.ImageData, weights: bool = True) -> Run | None:
     """A released run of this config, whatever copy or subset of the data set it saw."""
     for path in sorted(RELEASED.glob("*/model.json")):
-        released_config, record = vae.read_record(path.parent)
-        if released_config != config:
-            continue
-        if (path.parent / "model.safetensors").is_file():
-            model, record = vae.load_checkpoint(path.parent)
-            return Run(config, model, record, f"released weights {path.parent.name}")
-        if not weights:
-            return Run(config, None, record, f"released record {path.parent.name}")
+        try:
+            released_config, record = vae.read_record(path.parent)
+            if released_config != config:
+                continue
+            if (path.parent / "model.safetensors").is_file():
+                model, record = vae.load_checkpoint(path.parent)
+                return Run(config, model, record, f"released weights {path.parent.name}")
+            if not weights:
+                return Run(config, None, record, f"released record {path.parent.name}")
+        except vae.CheckpointError as err:
+            print(f"Skipped: {err}")
     return None
 
 
@@ -282,25 +331,16 @@ def finished_run(folder: Path, config: vae.Config, data: vae.ImageData) -> Run |
 
     Raises VAEError when it is another run than the one asked for: nothing is overwritten.
     """
-    try:
-        unfinished = read_unfinished(folder)
-        record = unfinished and unfinished["record"]
-        if record is None and (folder / "model.json").is_file():
-            _, record = vae.read_record(folder)
-    except vae.CheckpointError as err:
-        print(f"Skipped: {err}")
-        return None
+    record = read_any_record(folder)
     if record is None:
         return None
     if not same_run(record, config, data):
-        raise vae.VAEError(
-            f"--resume: {folder} holds a run of other settings or images: give its settings, or "
-            "another --out."
-        )
+        raise another_run(folder)
     if "test" not in record:
         return None
-    model, record = vae.load_checkpoint(folder)
-    return Run(config, model, record, "finished before")
+    has_weights = (folder / "model.safetensors").is_file()
+    model = vae.load_checkpoint(folder)[0] if has_weights else None
+    return Run(config.resolved(), model, record, "finished before")
 
 
 def newest_run() -> Path:

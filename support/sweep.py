@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import TrialState
 
 import vae_helpers as vae
+from base.options import override
 from support import runs
 
 # Other images or another likelihood would give nats that cannot be compared.
@@ -62,18 +63,30 @@ def points(space: Space) -> list[dict]:
     return [dict(zip(space, values)) for values in itertools.product(*space.values())]
 
 
-def run(space: Space, choices: dict, data: vae.ImageData, trials: int | None, prune: bool) -> dict:
+def run(
+    space: Space,
+    choices: dict,
+    data: vae.ImageData,
+    trials: int | None,
+    prune: bool,
+    preset: str = "plain",
+) -> dict:
     """Train all combinations, or `trials` draws of Optuna's TPE; print and return the results.
 
-    choices are what all trials have in common, as for vae.config_for. The same call again goes on
+    choices are what all trials have in common, as for vae.config_for; the preset gives the rest.
+    The same call again goes on
     where it was stopped, and a second process may share the work. Raises VAEError when the models
     cannot be compared, or none was finished.
     """
-    make_config = functools.partial(vae.config_for, data, **choices)
+
+    def make_config(**point) -> vae.Config:
+        chosen = override(vae.PRESETS[preset], choices | point, vae.Config)
+        return vae.config_for(data, typed=[*choices, *point], **chosen)
+
     configs = [make_config(**point) for point in points(space)]
     if len({(c.likelihood, vae.MODELS[c.model].has_rate) for c in configs}) > 1:
         raise vae.VAEError(
-            "Nats of two likelihoods, or of codes with and without a price, cannot be compared: "
+            "Nats of two likelihoods, or of codes with and without a rate, cannot be compared: "
             "sweep such models apart."
         )
     settings = f"{data.fingerprint} {space} {trials is None} {prune} {configs}"
@@ -91,7 +104,12 @@ def run(space: Space, choices: dict, data: vae.ImageData, trials: int | None, pr
         study.sampler = optuna.samplers.TPESampler(seed=seed)
         enough = optuna.study.MaxTrialsCallback(trials, FINISHED)
         study.optimize(objective, callbacks=[enough])
-    return report(study, {"dataset": data.name, "image_size": data.image_size} | choices, data)
+    fixed = {"preset": preset} if preset != "plain" else {}
+    fixed |= {"dataset": data.name, "image_size": data.image_size} | choices
+    epochs = vae.epochs_from_environment()
+    if epochs is not None and "epochs" not in space:
+        fixed.setdefault("epochs", epochs)
+    return report(study, fixed, data)
 
 
 def open_study(name: str, prune: bool) -> optuna.Study:
@@ -129,7 +147,7 @@ def train(trial: optuna.Trial, space: Space, make_config: Callable, data: vae.Im
 
     def after_epoch(history: list[dict]) -> None:
         trial.report(total(history), len(history))
-        if len(history) < config.all_epochs and trial.should_prune():
+        if len(history) < runs.all_epochs(config) and trial.should_prune():
             raise optuna.TrialPruned(f"pruned after epoch {len(history)}")
 
     try:
@@ -162,7 +180,7 @@ def report(study: optuna.Study, fixed: dict, data: vae.ImageData) -> dict:
     rows.sort(key=lambda row: row["total_nats"])
     print(f"\n{data.title}, validation images:\n\n{vae.markdown_table(rows)}\n")
     command = ["python", "train.py"]
-    for name, value in (fixed | study.best_params | vae.epochs_from_environment()).items():
+    for name, value in (fixed | study.best_params).items():
         command += [f"--{name}", str(value)]
     results = {"trials": rows, "command": shlex.join(command)}
     file = runs.runs_root() / "sweeps" / study.study_name

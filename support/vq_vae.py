@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vae_helpers as vae
+from base.hardware import all_reduce, of_first_process
 from support.code_priors import CodePrior
 from support.grid_vae import GridVAE
 
@@ -40,20 +41,20 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def revive(self, z: Tensor, generator: torch.Generator | None) -> None:
         """Set the dead codes to vectors of z (M, D), drawn at random."""
-        average = len(z) / len(self.codes)
+        average = all_reduce(torch.tensor(len(z))).item() / len(self.codes)
         dead = self.counts < self.DEAD * average
         drawn = torch.randint(len(z), (int(dead.sum()),), generator=generator, device=z.device)
-        self.codes[dead] = z[drawn]
+        self.codes[dead] = of_first_process(z[drawn])
         self.counts[dead] = 2 * self.DEAD * average  # without use it is dead again in 70 batches
         self.sums[dead] = self.codes[dead] * self.counts[dead, None]
 
     @torch.no_grad()
     def move(self, z: Tensor, nearest: Tensor) -> None:
         """Move the codes towards the vectors z (M, D) that they stand for."""
-        used = torch.bincount(nearest, minlength=len(self.codes)).to(z.dtype)
+        used = all_reduce(torch.bincount(nearest, minlength=len(self.codes)).to(z.dtype))
         self.counts.lerp_(used, 1 - self.DECAY)
         sums = torch.zeros_like(self.sums).index_add_(0, nearest, z)
-        self.sums.lerp_(sums, 1 - self.DECAY)
+        self.sums.lerp_(all_reduce(sums), 1 - self.DECAY)
         self.codes.copy_(self.sums / self.counts[:, None].clamp(min=1e-5))
 
 
@@ -66,6 +67,7 @@ class VQVAE(GridVAE):
 
     sampled = False
     discrete = True
+    exact_weights = ("codebook.",)  # rounding could make another code the nearest
 
     @classmethod
     def defaults(cls, config: vae.Config) -> dict[str, object]:
@@ -115,8 +117,8 @@ class VQVAE(GridVAE):
             if learns:
                 self.codebook.move(vectors, nearest)
         z = mu + (codes - mu).detach()
-        x_raw = super().decode_raw(z)
-        return vae.Output(x_raw, mu, logvar, z, indices, self.known(condition, noise))
+        x_raw = super().decode_raw(z) if self.decoder_learns or not self.training else None
+        return vae.Output(x_raw, mu, logvar, z, self.drop_condition(condition, noise), indices)
 
     def rate_nats(self, out: vae.Output) -> Tensor:
         """-log p(codes) of each image, (N,) nats; before the prior learns all codes are alike."""
@@ -124,6 +126,10 @@ class VQVAE(GridVAE):
             nats = math.prod(self.grid) * math.log(self.config.codebook)
             return out.mu.new_full((len(out.mu),), nats)
         return self.prior_nats(out.indices, out.condition)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p of the codes nearest to z (N, D), without a condition: → (N,) nats."""
+        return -self.prior_nats(self.indices(z), None)
 
     def penalty(self, out: vae.Output, noise: torch.Generator | None = None) -> Tensor:
         """The commitment, which keeps the encoder near the codes: ().

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vae_helpers as vae
-from support import conditional
+from support import conditional, runs
 from support.autoencoders import mmd
 
 OF_MODELS = {"grid_vae": {"prior_width": 16}, "vq_vae": {"prior_width": 16, "codebook": 16}}
@@ -22,7 +22,7 @@ def test_every_model_learns_and_comes_back_from_its_checkpoint(shapes, tmp_path,
     choices = SMALL | OF_MODELS.get(name, {}) | {"arch": arch, "lr": 5e-3, "epochs": 3}
     config = vae.config_for(shapes, model=name, **choices)
     model = vae.build_model(config)
-    nats = [row["val_reconstruction_nats"] for row in vae.fit(model, shapes, config)]
+    nats = [row["val_reconstruction_nats"] for row in runs.fit_stages(model, shapes)]
     assert nats[-1] < 0.995 * nats[0]
     again, _ = vae.load_checkpoint(vae.save_checkpoint(model, tmp_path))
     assert vae.evaluate(model, *shapes.test) == vae.evaluate(again, *shapes.test)
@@ -93,3 +93,9 @@ def test_labels_are_named_by_class_or_attribute(shapes):
     assert 0.3 < young[:, 0].mean() < 0.7  # all else as often as in such images
     assert torch.equal(young, conditional.labels_of(people, "Young", 300))
     assert conditional.labels_of(shapes, "rectangle", 2).tolist() == [[0, 1, 0]] * 2
+
+
+@pytest.mark.parametrize("name", ["salt, pepper", "-18 degrees", "a,-b"])
+def test_a_class_may_have_a_comma_or_begin_with_a_minus(quarters, name):
+    data = dataclasses.replace(quarters, label_names=("a", "b", "c", name))
+    assert conditional.labels_of(data, name, 1).tolist() == [[0, 0, 0, 1]]

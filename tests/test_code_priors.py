@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 import vae_helpers as vae
-from support import conditional
+from support import conditional, runs
 from support.code_priors import CodePrior, MixturePrior
 from support.vq_vae import Codebook
 
@@ -40,7 +40,7 @@ def mixture_prior(places, channels, conditions=0):
 def vq():
     """With codes that are outputs of its encoder."""
     model = untrained("vq_vae", codebook=7)
-    model.begin_stage(0)
+    model.begin_stage("places")
     model.train()(rand(16, 3, 16, 16), of_seed(0))
     return model.eval()
 
@@ -76,10 +76,10 @@ def test_the_price_of_a_code_is_log_q_minus_log_prior(global_dim):
     entropy = q.entropy().sum(1)
     torch.testing.assert_close(model.rate_nats(out), -log_prior - entropy)
     kl = kl_divergence(q, Normal(0.0, 1.0))  # before that stage the prior is N(0, I)
-    model.begin_stage(1 if global_dim else 0)
+    model.begin_stage("places")
     torch.testing.assert_close(model.rate_nats(out), kl.sum(1))
     if global_dim:
-        model.begin_stage(0)
+        model.begin_stage("global")
         torch.testing.assert_close(model.rate_nats(out), kl[:, :global_dim].sum(1))
 
 
@@ -88,8 +88,8 @@ def test_in_its_first_stage_the_decoder_sees_the_global_code_alone():
     x = rand(2, 3, 16, 16)
     torch.nn.init.normal_(model.encoder[-1].weight, generator=of_seed(3))
     outs = []
-    for number in (0, 1):
-        model.begin_stage(number)
+    for name in ("global", "places"):
+        model.begin_stage(name)
         outs.append(model(x, of_seed(1)))
     first, second = outs
     assert torch.equal(first.z[:, :6], second.z[:, :6]) and not first.z[:, 6:].any()
@@ -179,7 +179,7 @@ def test_sampling_with_a_cache_equals_sampling_by_the_whole_grid(prior):
     for place in range(6):
         grid = samples.clone()
         grid[:, place:] = 0  # what comes later must not matter
-        h = prior.read(grid, condition)[:, place : place + 1]
+        h = prior(grid, condition)[:, place : place + 1]
         torch.testing.assert_close(prior.draw(h, generator)[:, 0], samples[:, place])
 
 
@@ -196,7 +196,7 @@ def test_a_low_temperature_draws_what_is_likeliest(vq):
 def test_temperature_sharpens_weights_and_gaussians_alike(temperature):
     prior = mixture_prior(1, 3)
     z = prior.sample(20_000, of_seed(0), temperature=temperature)[:, 0]
-    mixture = prior.mixture(prior.read(z[:1, None]))
+    mixture = prior.mixture(prior(z[:1, None]))
     logits = mixture.mixture_distribution.logits[0, 0].double()
     normal = mixture.component_distribution.base_dist
     mean, scale = normal.mean[0, 0].double(), normal.stddev[0, 0].double() * temperature
@@ -228,12 +228,14 @@ def test_in_the_last_stage_only_the_prior_learns(shapes, choices):
     def keep(history):
         states.append({name: value.clone() for name, value in model.state_dict().items()})
 
-    history = vae.fit(model, shapes, config, on_epoch=keep)
+    history = runs.fit_stages(model, shapes, on_epoch=keep)
     changed = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in zip(states, states[1:])]
     assert not any(name.startswith("prior.") for name in changed[0])
     for names in changed[1:]:
         assert all(name.startswith("prior.") for name in names) and names
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
+    assert [row["stage"] for row in history] == ["places"] * 2 + ["prior"] * 3
+    assert [row["train_reconstruction_nats"] is None for row in history] == [False] * 2 + [True] * 3
     assert history[4]["val_kl_nats"] < history[2]["val_kl_nats"]
     assert history[4]["val_reconstruction_nats"] == history[1]["val_reconstruction_nats"]
 
@@ -243,7 +245,7 @@ def test_samples_show_the_class_that_was_asked_for(quarters, choices):
     sizes = {"latent_dim": 4, "width": 8, "prior_width": 32, "batch_size": 16, "lr": 5e-3}
     config = vae.config_for(quarters, **choices, **sizes, epochs=8, prior_epochs=30)
     model = vae.build_model(config)
-    vae.fit(model, quarters, config)
+    runs.fit_stages(model, quarters)
     for number, label in enumerate("abcd"):
         chosen = conditional.labels_of(quarters, label, 50)
         samples = vae.sample_images(model, 50, chosen, seed=1, temperature=0.5)

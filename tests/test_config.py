@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vae_helpers as vae
+from base.options import override
+from support import runs
 
 NUMBERS = ("batch_size", "beta", "codebook", "conditions", "depth", "latent_dim", "mmd", "width")
 SENSIBLE = [*itertools.product(NUMBERS, (1, 3, 8)), *itertools.product(["model"], vae.MODELS)]
@@ -26,7 +28,7 @@ odd = st.lists(st.sampled_from(list(itertools.product(FIELDS, ODD))), max_size=1
 @given(sensible, odd)
 def test_a_config_is_refused_in_one_sentence_or_its_model_can_be_built_and_used(sensible, odd):
     try:
-        config = vae.Config(**{"width": 4} | dict(sensible + odd))
+        config = vae.Config(**{"width": 4} | dict(sensible + odd)).resolved()
         model = vae.build_model(config)
     except vae.VAEError as error:
         assert str(error).endswith(".")
@@ -56,27 +58,61 @@ def test_a_config_is_refused_in_one_sentence_or_its_model_can_be_built_and_used(
     ids=str,
 )
 def test_what_is_left_out_follows_from_data_and_model(choices, expected):
-    config = vae.Config(**choices)
+    typed = vae.Config(**choices)
+    config = typed.resolved()
     assert dataclasses.asdict(config) | expected == dataclasses.asdict(config)
+    assert typed == vae.Config(**choices)  # what was typed stays what it was
+    assert config.resolved() == config
 
 
-def test_a_record_from_before_global_dim_is_of_a_model_without():
-    config = vae.Config(model="grid_vae", image_size=64, global_dim=0)
-    values = dataclasses.asdict(config)
-    assert vae.Config.of_record(values) == config
-    del values["global_dim"]
-    assert vae.Config.of_record(values) == config
+@pytest.mark.parametrize(
+    "preset, typed, expected",
+    [
+        ("grid", {"model": "vq_vae"}, {"beta": 1, "latent_dim": 16, "flip": "horizontal"}),
+        ("grid", {"model": "vae"}, {"beta": 1, "norm": "batch", "prior_epochs": None}),
+        ("grid", {"model": "grid_vae"}, {"beta": 2}),
+        ("grid", {"beta": 3.0}, {"beta": 3, "model": "grid_vae"}),
+        ("best", {"arch": "fc"}, {"norm": "none", "residual": 0, "likelihood": "gaussian"}),
+        ("best", {"arch": "conv"}, {"norm": "batch", "residual": 1}),
+        ("best", {"schedule": "constant"}, {"lr": 1e-3, "ema": 0.999}),
+        ("best", {"model": "ae"}, {"beta": 0, "lr": 3e-3}),
+    ],
+    ids=str,
+)
+def test_a_typed_flag_replaces_a_presets_value_with_all_that_depends_on_it(preset, typed, expected):
+    chosen = override(vae.PRESETS[preset], typed, vae.Config)
+    config = vae.Config(**chosen).resolved()
+    assert dataclasses.asdict(config) | typed | expected == dataclasses.asdict(config)
+
+
+@pytest.mark.parametrize("preset", vae.PRESETS)
+@given(sensible)
+def test_no_preset_contradicts_what_was_typed(preset, sensible):
+    """What is refused with a preset is refused without it; a batch of one image has no variance."""
+    typed = {name: value for name, value in sensible if (name, value) != ("batch_size", 1)}
+    try:
+        vae.Config(**override(vae.PRESETS[preset], typed, vae.Config)).resolved()
+    except vae.VAEError:
+        model = {"model": "grid_vae"} if preset == "grid" else {}
+        with pytest.raises(vae.VAEError):
+            vae.Config(**model | typed).resolved()
+
+
+def test_learned_priors_have_patience_and_what_comes_before_them_has_not():
+    for prior_epochs, patience in ((3, 5), (0, None)):
+        config = vae.Config(model="grid_vae", prior_epochs=prior_epochs).resolved()
+        assert config.patience == patience
+    stages = vae.MODELS["grid_vae"].stages(vae.Config(model="grid_vae", patience=2).resolved())
+    assert {name: stage.patience for name, stage in stages.items()} == {"places": 0, "prior": 2}
 
 
 def test_run_names_stay_and_are_alike_for_equal_numbers():
-    assert vae.Config().run_name == "cifar10-conv-vae-z128-beta1-seed0-a08050d2"
+    assert runs.run_name(vae.Config()) == "cifar10-conv-vae-z128-beta1-seed0-a08050d2"
     wae = vae.Config(dataset="celeba", model="wae", latent_dim=64, seed=3)
-    assert wae.run_name == "celeba-conv-wae-z64-beta0-seed3-0806be84"
+    assert runs.run_name(wae) == "celeba-conv-wae-z64-beta0-seed3-0806be84"
     for one in (1, 1.0, np.float32(1), np.int64(1)):  # of a notebook, train.py, a sweep
-        assert vae.Config(beta=one).run_name == vae.Config().run_name
-    assert vae.Config(ema=0.9).run_name != vae.Config().run_name
-    # replace copies a beta of 1, which an autoencoder does not have
-    assert dataclasses.replace(vae.Config(), model="ae") == vae.Config(model="ae")
+        assert runs.run_name(vae.Config(beta=one)) == runs.run_name(vae.Config())
+    assert runs.run_name(vae.Config(ema=0.9)) != runs.run_name(vae.Config())
 
 
 def test_config_for_follows_the_data_and_the_environment(shapes, monkeypatch):
@@ -87,7 +123,10 @@ def test_config_for_follows_the_data_and_the_environment(shapes, monkeypatch):
     fast = vae.config_for(shapes, epochs=30)
     assert (fast.epochs, fast.max_images) == (1, 192)
     monkeypatch.setenv("VAE_EPOCHS", "7")
-    assert vae.config_for(shapes, epochs=30).epochs == 7
+    grid = vae.config_for(shapes, model="grid_vae", epochs=30, prior_epochs=20)
+    assert (grid.epochs, grid.prior_epochs) == (7, 7)
+    monkeypatch.delenv("VAE_FAST")
+    assert vae.config_for(shapes, epochs=30, typed=["epochs"]).epochs == 30
     monkeypatch.setenv("VAE_EPOCHS", "²")  # isdigit takes it for a number, int does not
     with pytest.raises(vae.VAEError, match="epochs must be a whole number"):
         vae.config_for(shapes)

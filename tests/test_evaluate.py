@@ -97,7 +97,7 @@ def test_the_numbers_are_those_that_training_recorded_and_that_the_measures_give
     ({"kl_nats": 0.0, "perplexity": 9.0}, "None"),
 ], ids=str)  # fmt: skip
 def test_a_collapse_is_a_code_that_tells_nearly_nothing(test, words):
-    assert words in str(report.collapse_warning(test, vae.Config()))
+    assert words in str(report.collapse_warning(test, vae.Config().resolved()))
 
 
 @pytest.mark.parametrize("choices, picture", [
@@ -174,3 +174,9 @@ def test_a_single_test_image_is_enough_and_other_images_than_before_are_noted(tm
 def test_what_json_does_not_know_becomes_none_in_lists_too():
     measured = {"psnr": math.inf, "kl": [math.nan, 1.0]}
     assert report.without_nan(measured) == {"psnr": None, "kl": [None, 1.0]}
+
+
+@pytest.mark.parametrize("text", ["-Male", "-Male,-Young", "Smiling,-Male", "salt, pepper", "--x"])
+def test_labels_may_begin_with_a_minus(text):
+    assert evaluate.parsed(["--num_samples", "3", "--labels", text, "--quick"]).labels == text
+    assert evaluate.parsed([f"--labels={text}"]).labels == text

@@ -39,8 +39,8 @@ def interpolate(model="vae", **options):
     )
 
 
-def sample(model="vae", **region):
-    return vae.sample_images(build(model=model), 2, **region)
+def sample(model="vae", n=2, **region):
+    return vae.sample_images(build(model=model), n, **region)
 
 
 def labels_of(text, name="celeba"):
@@ -60,9 +60,16 @@ def without_labels():
 REFUSED = [
     (lambda: vae.Config(latent_dim=0), "a whole number from 1"),
     (lambda: vae.Config(model="gan"), "one of vae, beta_vae"),
-    (lambda: vae.Config(depth=6), "use depth 5 or less"),
-    (lambda: vae.Config(batch_size=1, norm="batch"), "use batch_size >= 2"),
-    (lambda: dataclasses.replace(vae.Config(beta=4), model="ae"), "has none: leave it out"),
+    (lambda: vae.Config(depth=6).resolved(), "use depth 5 or less"),
+    (lambda: vae.Config(batch_size=1, norm="batch").resolved(), "use batch_size >= 2"),
+    (lambda: vae.Config(beta=4, model="ae").resolved(), "has none: leave it out"),
+    (lambda: vae.Config(arch="fc", norm="batch").resolved(), "norm is for arch conv, not fc"),
+    (lambda: vae.Config(mmd=3).resolved(), "mmd is for model info_vae or wae, not vae"),
+    (lambda: vae.Config(codebook=8).resolved(), "codebook is for model vq_vae, not vae"),
+    (lambda: vae.fit(build(model="grid_vae"), None, vae.Config()), "runs.fit_stages"),
+    (lambda: sample(n=0), "must be 1 or more, not 0"),
+    (lambda: encode(IMAGES[:0]), "hand in one image"),
+    (lambda: vae.decode_images(build(), torch.zeros(0, 4)), "hand in one image or code"),
     (lambda: build(model="cvae"), "config_for(data, model='cvae')"),
     (without_labels, "none in holiday: sort the images into one folder"),
     (lambda: vae.load_dataset("shapes", max_images=10**6), "at most 612,900"),
@@ -88,13 +95,14 @@ REFUSED = [
     (lambda: sample("grid_vae", top_k=10), "top_k is for model vq_vae"),
     (lambda: labels_of("Bald"), "choose from Male, Smiling"),
     (lambda: labels_of("Male,Smiling"), "ask for less"),
-    (lambda: labels_of("Male,Smiling", "cifar10"), "one class: give one name"),
+    (lambda: labels_of("Male,Smiling", "cifar10"), "no class 'Male,Smiling': give one name"),
     (lambda: sliders.explore_region(build(model="vq_vae"), None), "take another model"),
     (lambda: vae.load_checkpoint("nowhere"), "name a folder of train.py"),
     (runs.newest_run, "train.py makes one"),
     (lambda: train.main(["--out", __file__]), "name a folder"),
     (lambda: train.main(["--sweep", "beta=1,2", "--resume"]), "leave them out"),
     (lambda: train.main(["--sweep", "beta=1,2", "--beta", "1"]), "contradict each other"),
+    (lambda: train.main(["--resume", "--overwrite"]), "give one of the two"),
     (lambda: train.main(["--sweep", "beta=1,high"]), "give values like"),
     (lambda: train.main(["--sweep", "norm=batch..none", "--trials", "2"]), "of numbers a range"),
     (lambda: train.main(["--sweep", "likelihood=bernoulli,gaussian"]), "must be one of model, "),
@@ -139,9 +147,7 @@ def test_a_model_of_support_says_what_to_import(monkeypatch):
         vae.load_checkpoint(ROOT / "checkpoints" / "cifar10_grid")
 
 
-def test_several_processes_are_refused_for_a_learned_prior_and_for_a_sweep(monkeypatch):
-    monkeypatch.setattr(vae, "processes", lambda: (0, 2))
-    with refused(vae.VAEError, "without torchrun"):
-        build(model="vq_vae")
+def test_several_processes_are_refused_for_a_sweep(monkeypatch):
+    monkeypatch.setattr(train, "processes", lambda: (0, 2))
     with refused(vae.VAEError, "without torchrun"):
         train.main(["--sweep", "beta=1,2"])

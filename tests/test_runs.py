@@ -204,7 +204,8 @@ def test_an_unfinished_run_is_as_after_its_last_epoch_and_counts_before_a_finish
 ):
     runs.train_run(config, few, folder)
     anew = dataclasses.replace(config, seed=7, ema=0.9)
-    train_until(1, anew, few, folder)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_run(anew, few, folder, resume=False, on_epoch=stop_after(1))
     model, record = runs.load_run(folder)
     assert model.config == anew
     [row] = record["history"]
@@ -232,10 +233,31 @@ def test_a_damaged_or_foreign_state_is_named_and_trained_anew(few, config, folde
     assert f"Skipped: {folder / runs.UNFINISHED}" in capsys.readouterr().out
 
 
-def test_a_state_of_other_settings_or_images_is_passed_over(few, config, folder, capsys):
-    for data, beta in ((few, 1.0), (few, 2.0), (take(few, 95, 16, 16), 2.0)):
-        train_until(1, dataclasses.replace(config, beta=beta), data, folder)
-    assert capsys.readouterr().out.count("has other settings or images") == 2
+def test_a_state_of_other_settings_or_images_is_refused_and_kept(few, config, folder):
+    train_until(1, config, few, folder)
+    before = (folder / runs.UNFINISHED).read_bytes()
+    others = ((few, dataclasses.replace(config, beta=2.0)), (take(few, 95, 16, 16), config))
+    for data, other in others:
+        with refused(vae.VAEError, str(folder), "--overwrite"):
+            runs.train_run(other, data, folder)
+    assert (folder / runs.UNFINISHED).read_bytes() == before
+    runs.train_run(others[0][1], few, folder, resume=False)  # what --overwrite does
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_same_settings_on_other_images_have_a_folder_of_their_own(few, config, finished):
+    if finished:
+        first = runs.train_run(config, few)
+    else:
+        train_until(1, config, few, runs.run_folder(config, few))
+    fewer = take(few, 95, 16, 16)
+    folder, other = runs.run_folder(config, few), runs.run_folder(config, fewer)
+    assert folder.name == runs.run_name(config) and other != folder
+    runs.train_run(config, fewer)
+    again = runs.train_run(config, few) if not finished else runs.own_run(config, few)
+    assert len(again.record["history"]) == 2
+    assert not finished or same_weights(again.model, first.model)
+    assert runs.own_run(config, fewer).origin == f"your run {other.name}"
 
 
 def test_VAE_TRAIN_trains_and_the_readers_own_run_goes_before_the_released_one(
@@ -247,7 +269,7 @@ def test_VAE_TRAIN_trains_and_the_readers_own_run_goes_before_the_released_one(
     monkeypatch.delenv("VAE_TRAIN")
     again = runs.load_or_train(config, few)
     assert first.origin == "trained now"
-    assert again.origin == f"your run {config.run_name}"
+    assert again.origin == f"your run {runs.run_name(config)}"
     assert again.origin in capsys.readouterr().out
     assert same_weights(again.model, first.model)
     assert again.record["test"] == first.record["test"] == vae.evaluate(first.model, *few.test)
@@ -263,6 +285,15 @@ def test_only_a_whole_finished_run_of_the_same_config_and_images_is_taken(few, c
     change(root / "damaged" / "model.safetensors", cut)
     assert runs.load_or_train(config, few).origin == "trained now"
     assert f"Skipped: {root / 'damaged' / 'model.safetensors'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"[1, 2]", cut])
+def test_a_damaged_released_record_is_named_and_passed_over(few, config, capsys, damage):
+    runs.train_run(config, few, runs.RELEASED / "b")
+    runs.train_run(dataclasses.replace(config, seed=1), few, runs.RELEASED / "a")
+    change(runs.RELEASED / "a" / "model.json", damage)
+    assert runs.load_or_train(config, few).origin == "released weights b"
+    assert f"Skipped: {runs.RELEASED / 'a' / 'model.json'}" in capsys.readouterr().out
 
 
 def test_released_weights_serve_where_the_reader_has_none(few, config, capsys):
