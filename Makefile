@@ -8,7 +8,8 @@
 # It reads these variables:
 #     make test CONSTRAINTS=tests/colab.txt   other versions than those pinned in requirements.txt
 #     make test TORCH_INDEX=ADDRESS           PyTorch from there, for example its CPU build
-#     make test VENV=FOLDER PYTHON=python3.12 another environment than .venv, another Python
+#     make test VENV=FOLDER PYTHON=python3.12 another folder than .venv, another Python
+# Notebooks are run by support/notebook_runner.py, which shows how far they are.
 PYTHON ?= python3
 VENV   ?= .venv
 export VENV CONSTRAINTS TORCH_INDEX
@@ -16,8 +17,7 @@ BIN    := $(VENV)/bin
 TASK1  := notebooks/Task1_CIFAR10_ConvVAE_vs_FCVAE.ipynb
 TASK2  := notebooks/Task2_Latent_Interpolation.ipynb
 TASK3  := notebooks/Task3_CelebA_Latent_Sampling.ipynb
-RUN    := TQDM_DISABLE=1 $(BIN)/python -m nbconvert --to notebook --execute --log-level=ERROR --inplace \
-          --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.store_widget_state=False
+RUN    := $(BIN)/python -m support.notebook_runner --inplace
 
 .PHONY: notebooks test page release
 notebooks test:
@@ -32,6 +32,7 @@ release:
 	VAE_TRAIN=1 $(RUN) $(TASK1) $(TASK3)
 	$(RUN) $(TASK2)
 	$(BIN)/python -m reproduce.release
-	$(BIN)/python -m reproduce.prior
-	$(BIN)/python -m reproduce.make
+	$(BIN)/python -m reproduce.gallery
+	$(BIN)/python -m reproduce.theory
 	$(BIN)/python -m support.webpage --collect
+	$(BIN)/python -m reproduce.tables

@@ -543,11 +543,11 @@ class Output(NamedTuple):
 class VAE(nn.Module):
     """Encoder q(z|x) = N(mu, diag sigma^2) and decoder p(x|z), Kingma & Welling 2014.
 
-    Another model overrides what it does differently: these six attributes; defaults, choices_for
-    and check (its config); make_encoder, make_decoder and latent_size (its networks); condition,
-    encode, decode_raw and forward (its pass); stages and begin_stage (its training);
-    reconstruction_nats, rate_nats and penalty (its loss); log_prior and draw_codes (its prior);
-    describe_codes (its codes). See support/autoencoders.py, conditional.py, grid_vae.py and
+    Another model overrides what it does differently: these six attributes; make_encoder,
+    make_decoder and latent_size (its networks); condition, encode, decode_raw and forward (its
+    pass); reconstruction_nats, rate_nats and penalty (its loss); log_prior and draw_codes (its
+    prior); describe_codes (its codes); defaults, choices_for and check (its config); stages and
+    begin_stage (its training). See support/autoencoders.py, conditional.py, grid_vae.py and
     vq_vae.py.
     """
 
@@ -557,57 +557,6 @@ class VAE(nn.Module):
     learned_prior = False  # codes come from a prior that the model learned, not from N(0, I)
     discrete = False  # codes come from a codebook
     exact_weights: tuple[str, ...] = ()  # names begin so of weights that must not be rounded
-
-    @classmethod
-    def defaults(cls, config: Config) -> dict[str, object]:
-        """Values of this model for fields of the config that were not given."""
-        return {}
-
-    @classmethod
-    def choices_for(cls, data: ImageData) -> dict[str, object]:
-        """Fields of the config that follow from the data, for this model."""
-        return {}
-
-    @classmethod
-    def check(cls, config: Config) -> None:
-        """Raise VAEError when a resolved config cannot make this model."""
-        c, own_beta = config, cls.defaults(config).get("beta", 1.0)
-        if c.data_dir is not None and c.dataset != "folder":
-            raise VAEError(
-                "data_dir is for dataset folder: for the others set VAE_DATA to the folder that "
-                "holds them."
-            )
-        if not cls.sampled and c.beta != own_beta:
-            raise VAEError(
-                f"beta weighs the KL of a sampled z, and model {c.model} has none: leave it out."
-            )
-        if c.batch_size < 2 and (c.norm == "batch" or c.mmd):
-            raise VAEError(
-                "Batch normalisation and MMD compare the images of a batch: use batch_size >= 2."
-            )
-        if c.arch == "conv" and c.image_size >> c.depth < 1:
-            raise VAEError(
-                f"{c.depth} halvings of a {c.image_size}-pixel image leave nothing: use depth "
-                f"{int(math.log2(c.image_size))} or less."
-            )
-        if c.arch == "fc" and c.width >> (c.depth - 1) < 1:
-            raise VAEError(
-                f"{c.depth} hidden layers, each half as wide as the one before, need a width of at "
-                f"least {1 << (c.depth - 1)}, not {c.width}."
-            )
-
-    @classmethod
-    def stages(cls, config: Config) -> dict[str | None, Config]:
-        """Name → config of each stage of training, one after the other. Here there is one."""
-        return {None: config}
-
-    def begin_stage(self, name: str | None) -> None:
-        """Called before each stage."""
-
-    @property
-    def decoder_learns(self) -> bool:
-        """Not in a stage in which the decoder stands still, and need not run."""
-        return next(self.decoder.parameters()).requires_grad
 
     def __init__(self, config: Config):
         super().__init__()
@@ -692,16 +641,61 @@ class VAE(nn.Module):
         """What evaluate reports about the codes mu (N, D) of many images."""
         return {"active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
 
-
-class BetaVAE(VAE):
-    """The same model with a heavier KL, 4 when beta is not given (Higgins et al. 2017)."""
+    # ── Its config and its training: here there is little to say ──
 
     @classmethod
     def defaults(cls, config: Config) -> dict[str, object]:
-        return {"beta": 4.0}
+        """Values of this model for fields of the config that were not given."""
+        return {}
+
+    @classmethod
+    def choices_for(cls, data: ImageData) -> dict[str, object]:
+        """Fields of the config that follow from the data, for this model."""
+        return {}
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Raise VAEError when a resolved config cannot make this model."""
+        c, own_beta = config, cls.defaults(config).get("beta", 1.0)
+        if c.data_dir is not None and c.dataset != "folder":
+            raise VAEError(
+                "data_dir is for dataset folder: for the others set VAE_DATA to the folder that "
+                "holds them."
+            )
+        if not cls.sampled and c.beta != own_beta:
+            raise VAEError(
+                f"beta weighs the KL of a sampled z, and model {c.model} has none: leave it out."
+            )
+        if c.batch_size < 2 and (c.norm == "batch" or c.mmd):
+            raise VAEError(
+                "Batch normalisation and MMD compare the images of a batch: use batch_size >= 2."
+            )
+        if c.arch == "conv" and c.image_size >> c.depth < 1:
+            raise VAEError(
+                f"{c.depth} halvings of a {c.image_size}-pixel image leave nothing: use depth "
+                f"{int(math.log2(c.image_size))} or less."
+            )
+        if c.arch == "fc" and c.width >> (c.depth - 1) < 1:
+            raise VAEError(
+                f"{c.depth} hidden layers, each half as wide as the one before, need a width of at "
+                f"least {1 << (c.depth - 1)}, not {c.width}."
+            )
+
+    @classmethod
+    def stages(cls, config: Config) -> dict[str | None, Config]:
+        """Name → config of each stage of training, one after the other. Here there is one."""
+        return {None: config}
+
+    def begin_stage(self, name: str | None) -> None:
+        """Called before each stage."""
+
+    @property
+    def decoder_learns(self) -> bool:
+        """Not in a stage in which the decoder stands still, and need not run."""
+        return next(self.decoder.parameters()).requires_grad
 
 
-MODELS.update(vae=VAE, beta_vae=BetaVAE)
+MODELS["vae"] = VAE
 
 
 def build_model(config: Config) -> VAE:
@@ -1384,7 +1378,7 @@ def plot_history(histories: dict[str, list[dict]], title: str) -> Figure:
             training = [row[f"train_{part}_nats"] for row in history]
             ax.plot(epochs, validation, label=label, **style)
             ax.plot(epochs, training, ls="--", lw=1, **style)
-            later += validation[1:] + training[1:]
+            later += [value for value in validation[1:] + training[1:] if value is not None]
         ax.set_xlim(0.5, max(len(history) for history in histories.values()) + 0.5)
         if later:
             room = 0.08 * (max(later) - min(later)) or 1
@@ -1502,7 +1496,7 @@ def plot_rate_distortion(
     title: str,
     others: dict[str, dict[str, float]] | None = None,
 ) -> Figure:
-    """Rate (price of the code) against distortion (squared error) of models, named at their points.
+    """Rate (nats of the code) against distortion (squared error) of models, named at their points.
 
     results   name → what evaluate gives; a line joins them in the order of their KL
     others    more models, not joined by the line
@@ -1517,7 +1511,7 @@ def plot_rate_distortion(
         point = (r["kl_nats"], r["mse"])
         ax.plot(*point, "s", color="C1")
         ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")
-    ax.set(xlabel="price of the code (nats per image)", ylabel="squared error of copies, on [0, 1]")
+    ax.set(xlabel="rate (nats per image)", ylabel="squared error of reconstructions, on [0, 1]")
     ax.set(xscale="log")
     ax.margins(x=0.2, y=0.15)
     ax.set_ylim(bottom=0)

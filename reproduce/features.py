@@ -1,7 +1,9 @@
 """Train the networks of the Fréchet feature distance and the path length.
 
-    python -m reproduce.features cifar10      on the ten classes; some ten minutes on two cores
-    python -m reproduce.features celeba       on the forty attributes; as long
+    python -m reproduce.features              both; twenty minutes to half an hour on two CPU cores
+    python -m reproduce.features celeba       one of the two: cifar10 or celeba
+
+One learned the ten classes of CIFAR-10, the other the forty attributes of CelebA.
 
 Writes checkpoints/features/NAME.safetensors (half precision) and NAME.json: how it was trained, and
 its accuracy.
@@ -9,7 +11,6 @@ its accuracy.
 
 from __future__ import annotations
 
-import sys
 import time
 
 import safetensors.torch
@@ -20,6 +21,7 @@ from torch import Tensor
 import vae_helpers as vae
 from base.files import digest
 from base.options import progress_bar
+from reproduce.common import CHECKPOINTS, chosen
 from support import metrics, runs
 
 EPOCHS = {"cifar10": 10, "celeba": 12}
@@ -89,10 +91,8 @@ def train(net: metrics.FeatureNet, data: vae.ImageData) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in EPOCHS:
-        raise vae.VAEError(f"Name the images to learn from: {' or '.join(EPOCHS)}.")
+def release(name: str) -> None:
+    """Train on a data set, and write the weights and their record."""
     data, device = vae.load_dataset(name), vae.get_device()
     torch.manual_seed(SEED)
     net = metrics.FeatureNet(len(data.label_names))
@@ -101,7 +101,7 @@ def main() -> None:
     net.half().float()  # what is written is what is measured
     features = metrics.image_features(data.train.images, net)
     net.scale = features.std(0).clamp(min=1e-3).to(device)
-    folder = runs.RELEASED / "features"
+    folder = CHECKPOINTS / "features"
     folder.mkdir(exist_ok=True)
     weights = {k: v.half().contiguous().cpu() for k, v in net.state_dict().items()}
     safetensors.torch.save_file(weights, folder / f"{name}.safetensors")
@@ -122,6 +122,11 @@ def main() -> None:
     }
     vae.write_json(folder / f"{name}.json", record)
     print(f"test accuracy {record['accuracy_test']:.3f}; written to {folder}")
+
+
+def main() -> None:
+    for name in chosen(__doc__, list(EPOCHS)):
+        release(name)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,37 @@
-"""Train, measure and draw the whole family of models: figures/gallery.json and gallery*.png.
+"""Train, measure and draw the whole family of models; draw what the released models can do.
 
-    python -m reproduce.gallery                   all of ENTRIES, hours on two CPU cores
-    python -m reproduce.gallery --only vae wae    some of them; the others keep their numbers
+    python -m reproduce.gallery               everything; three hours of training on a CPU
+    python -m reproduce.gallery vae wae       some models; the others keep their numbers
+    python -m reproduce.gallery tasks grid    only pictures of released models, for README.md and
+                                              docs/results.md; four minutes on two CPU cores
 
 Finished runs in runs/ are used again, so it can be stopped and started at will. A data set that
-cannot be had is passed over. Without a GPU as many models are trained at a time as there are
-cores: a core each is quicker than all for one. `python -m reproduce.make --texts` then fills the
-tables of docs/models.md.
+cannot be had is passed over. Writes figures/gallery.json and grid.json, gallery*.png, grid_*.png,
+task*.png, quality_reconstructions.png, faces.png and morph.gif. No picture that it draws is chosen:
+each shows the first test images, or the first samples of a seed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import time
+from functools import partial
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
 from matplotlib.figure import Figure
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
 import vae_helpers as vae
-from base.files import ROOT
+from base.figure_style import LEFT
+from reproduce.common import CHECKPOINTS, FIGURES, chosen, load_models, measure, read_json, save
+from reproduce.theory import PAIR
 from support import conditional, disentanglement, metrics, report, runs
 
+# ── The family ──────────────────────────────────────────────────────────────────────────────────
+
 SHAPES = 30_000  # training images to be drawn
-SAMPLES = 5000  # images in each Fréchet distance
+COMPARED = 5000  # images in each Fréchet distance
 SHOWN = 8  # images in each half of a row of the picture
 ATTRIBUTES = ("Smiling", "Male", "Eyeglasses", "Blond_Hair")
 
@@ -91,141 +91,46 @@ ENTRIES = FASHION | OTHER_DATA | OVER_LATENT_SIZE | OVER_BETA
 
 def measured() -> dict[str, dict]:
     """What gallery.json holds: name → numbers, in the order of ENTRIES."""
-    path = ROOT / "figures" / "gallery.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json("figures/gallery.json") if (FIGURES / "gallery.json").is_file() else {}
 
 
-# ── Training and measuring ──────────────────────────────────────────────────────────────────────
-
-
-def load_images(name: str) -> vae.ImageData:
-    """The data set of an entry. Raises DatasetUnavailable."""
-    dataset = ENTRIES[name].dataset
-    return vae.load_dataset(dataset, max_images=SHAPES if dataset == "shapes" else None)
-
-
-def load_or_train(name: str, data: vae.ImageData) -> runs.Run:
-    settings = {"latent_dim": 20} | ENTRIES[name].settings
-    return runs.load_or_train(vae.config_for(data, **settings), data)
-
-
-def train_and_measure(name: str) -> tuple[str, dict | None]:
-    """The name and its numbers; None where its images cannot be had."""
-    try:
-        data = load_images(name)
-    except vae.DatasetUnavailable as error:
-        print(f"{name} is passed over: {error}")
-        return name, None
-    run = load_or_train(name, data)
-    known = measured().get(name)
-    if known and run.origin != "trained now":
-        return name, known
-    return name, measure(run, data)
-
-
-def measure(run: runs.Run, data: vae.ImageData) -> dict:
-    """Test numbers, units in the keys; ffd_* are Fréchet feature distances to test images."""
-    model, net = run.model, metrics.load_feature_net(data.name)
-    n = min(SAMPLES, len(data.test.images))
-    images, labels = data.test.images[:n], data.test.labels[:n]
-    mu, _ = vae.encode_images(model, images, labels)
-    samples = vae.sample_images(model, n, labels, seed=0)
-    sets = {
-        "real_train": data.train.images[:n],
-        "reconstructions": vae.decode_images(model, mu, labels),
-        "samples": samples,
-    }
-    result = vae.evaluate(model, *data.test)
-    result |= {"parameters": vae.count_parameters(model), "seconds": run.record["seconds"]}
-    result |= {"hardware": run.record["hardware"], "data": data.title, "frechet_images": n}
-    result |= metrics.distances(net, images, sets, "ffd")
-    if data.name == "shapes":
-        for key, value in disentanglement.disentanglement(model, seed=0).items():
-            result[f"disentanglement_{key}"] = value
-    if model.conditional and data.name == "celeba":
-        result |= attribute_recognition(model, data)
-    elif model.conditional:
-        result |= class_recognition(data, samples, labels)
-    return result
-
-
-def class_recognition(data: vae.ImageData, samples: Tensor, labels: Tensor) -> dict[str, float]:
-    """How often a random forest names the class of test images, and of samples of that class.
-
-    It has seen the pixels of 10,000 training images.
-    """
-    forest = RandomForestClassifier(100, random_state=0)
-    forest.fit(pixels(data.train.images[:10_000]), data.train.labels[:10_000])
-    return {
-        "recognised_test": forest.score(pixels(data.test.images), data.test.labels),
-        "recognised_samples": forest.score(pixels(samples), labels),
-    }
-
-
-def attribute_recognition(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
-    """How often a random forest finds ATTRIBUTES in faces: real ones, and the model's.
-
-    It has seen the pixels of real faces at half size. recognised_test: how often it is right
-    about test faces, mean over those with and without the attribute. recognised_on and _off: in
-    how many of their reconstructions it finds the attribute when that is switched on and off.
-    """
-    images, labels = data.test
-    columns = [data.label_names.index(name) for name in ATTRIBUTES]
-    forest = RandomForestClassifier(  # one for all attributes: it takes minutes
-        100, min_samples_leaf=5, class_weight="balanced", random_state=0
-    )
-    forest.fit(half_size_pixels(data.train.images), data.train.labels[:, columns].numpy())
-    mu, _ = vae.encode_images(model, images, labels)
-    predicted = forest.predict(half_size_pixels(images))
-    result = {}
-    for i, (name, column) in enumerate(zip(ATTRIBUTES, columns)):
-        score = balanced_accuracy_score(labels[:, column].numpy(), predicted[:, i])
-        result[f"recognised_test_{name}"] = float(score)
-        for word, value in (("on", True), ("off", False)):
-            switched = labels.clone()
-            switched[:, column] = value
-            decoded = half_size_pixels(vae.decode_images(model, mu, switched))
-            result[f"recognised_{word}_{name}"] = float(forest.predict(decoded)[:, i].mean())
-    return result
-
-
-def pixels(images: Tensor):
-    """Images (N, C, H, W) as the forests take them: an array (N, C * H * W) in [0, 1]."""
-    return vae.as_unit(images).flatten(1).numpy()
-
-
-def half_size_pixels(images: Tensor):
-    return pixels(F.avg_pool2d(vae.as_unit(images), 2))
-
-
-# ── Pictures ────────────────────────────────────────────────────────────────────────────────────
-
-
-def reconstructions_and_samples(model: vae.VAE, data: vae.ImageData) -> tuple[Tensor, Tensor]:
-    """Both (SHOWN, C, H, W): of the first test images, and samples with their labels."""
-    images, labels = data.test.images[:SHOWN], data.test.labels[:SHOWN]
-    mu, _ = vae.encode_images(model, images, labels)
-    return vae.decode_images(model, mu, labels), vae.sample_images(model, SHOWN, labels, seed=1)
+def train_and_measure(names: list[str]) -> tuple[dict[str, vae.VAE], dict[str, vae.ImageData]]:
+    """The models by name and their data by name; new numbers go to gallery.json."""
+    models, sets = {}, {}
+    for name in names:
+        dataset, _, settings = ENTRIES[name]
+        try:
+            if dataset not in sets:
+                number = SHAPES if dataset == "shapes" else None
+                sets[dataset] = vae.load_dataset(dataset, max_images=number)
+        except vae.DatasetUnavailable as error:
+            print(f"{name} is passed over: {error}")
+            continue
+        data = sets[dataset]
+        run = runs.load_or_train(vae.config_for(data, **{"latent_dim": 20} | settings), data)
+        models[name] = run.model
+        results = measured()
+        if name not in results or run.origin == "trained now":
+            results[name] = measure(run, data, COMPARED)
+            order = sorted(results, key=list(ENTRIES).index)
+            vae.write_json(FIGURES / "gallery.json", {key: results[key] for key in order})
+    return models, sets
 
 
 def plot_family(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
     """Reconstructions and samples of all models of Fashion-MNIST, a row each."""
-    originals = vae.as_unit(data.test.images[:SHOWN])
-    white = torch.ones_like(originals)
-    rows = {"test images": torch.cat([originals, white[:1], white])}
+    images, labels = data.test.images[:SHOWN], data.test.labels[:SHOWN]
+    white = torch.ones_like(vae.as_unit(images))
+    rows = {"test images": torch.cat([vae.as_unit(images), white[:1], white])}
     for name, entry in FASHION.items():
-        copies, samples = reconstructions_and_samples(models[name], data)
-        rows[entry.title] = torch.cat([copies, white[:1], samples])
+        mu, _ = vae.encode_images(models[name], images, labels)
+        x_hat = vae.decode_images(models[name], mu, labels)
+        samples = vae.sample_images(models[name], SHOWN, labels, seed=1)
+        rows[entry.title] = torch.cat([x_hat, white[:1], samples])
     heads = [""] * (2 * SHOWN + 1)
     heads[SHOWN // 2] = "reconstructions"
     heads[SHOWN + 1 + SHOWN // 2] = "samples"
     return vae.plot_rows(rows, f"Eight models copy well, few draw well: {data.title}", heads)
-
-
-def plot_attributes(model: vae.VAE, data: vae.ImageData) -> Figure:
-    title = f"The smile obeys its label, hair colour hardly: conditional VAE, {data.title}"
-    images, labels = data.test.images[:10], data.test.labels[:10]
-    return conditional.plot_attributes(model, images, labels, data.label_names, ATTRIBUTES, title)
 
 
 def plot_latent_sizes() -> Figure:
@@ -240,23 +145,26 @@ def plot_latent_sizes() -> Figure:
         ax.minorticks_off()
         ax.margins(0.1)
         ax.grid(alpha=0.3)
-    fig.suptitle("Ten dimensions are enough: fully connected VAE, Fashion-MNIST", **vae.LEFT)
+    fig.suptitle("Ten dimensions are enough: fully connected VAE, Fashion-MNIST", **LEFT)
     return fig
 
 
-def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
+def draw_family(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
     """Every picture for which the models are there."""
     if set(FASHION) <= set(models):
         save(plot_family(models, sets["fashion_mnist"]), "gallery.png")
     if "cvae" in models:
         data = sets["fashion_mnist"]
         title = f"The label decides what is drawn, the latent how: conditional VAE, {data.title}"
-        save(
-            conditional.plot_classes(models["cvae"], data.label_names, title), "gallery_classes.png"
-        )
+        figure = conditional.plot_classes(models["cvae"], data.label_names, title)
+        save(figure, "gallery_classes.png")
     if "celeba_cvae" in models:
-        save(plot_attributes(models["celeba_cvae"], sets["celeba"]), "gallery_attributes.png")
-    if set(OVER_LATENT_SIZE) <= set(measured()):
+        data = sets["celeba"]
+        title = f"The smile obeys its label, hair colour hardly: conditional VAE, {data.title}"
+        ten = (data.test.images[:10], data.test.labels[:10], data.label_names)
+        figure = conditional.plot_attributes(models["celeba_cvae"], *ten, ATTRIBUTES, title)
+        save(figure, "gallery_attributes.png")
+    if set(OVER_LATENT_SIZE) & set(models) and set(OVER_LATENT_SIZE) <= set(measured()):
         save(plot_latent_sizes(), "gallery_latent_size.png")
     if "latent2" in models:
         title = f"Neighbours look alike: a two-dimensional code, {sets['fashion_mnist'].title}"
@@ -267,64 +175,151 @@ def draw(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> None:
         save(vae.plot_rows(rows, title), f"gallery_{name}.png")
 
 
-def save(figure: Figure, name: str) -> None:
-    report.save_figure(figure, ROOT / "figures" / name)
-    print(f"figures/{name}")
+# ── The tasks: pictures of released models ──────────────────────────────────────────────────────
+
+
+def draw_tasks() -> None:
+    """A picture of each task, and one of what makes reconstructions sharper."""
+    cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
+    images = cifar.test.images[:12]
+    names = {"convolutional": "cifar10_conv", "fc, same size": "cifar10_fc"}
+    names["fc, 3x"] = "cifar10_fc3x"
+    title = f"Task 1 · convolutions copy more than a blob: {cifar.title}"
+    save(vae.plot_reconstructions(load_models(names), images, title), "task1_reconstructions.png")
+
+    names = {"BCE": "cifar10_conv", "calibrated σ": "cifar10_conv_sigma", "best": "cifar10_best"}
+    models = load_models(names)
+    title = f"Two losses, three models, one latent size: {cifar.title}"
+    save(vae.plot_reconstructions(models, images, title), "quality_reconstructions.png")
+
+    a, b = cifar.test.images[list(PAIR)]
+    walk = vae.interpolate_images(models["best"], a, b, 10)
+    fade = vae.cross_fade(walk[0], walk[-1], 10)
+    strips = {"straight walk": walk, "fade of reconstructions": fade}
+    strips["spherical walk"] = vae.interpolate_images(models["best"], a, b, 10, "spherical")
+    title = f"Task 2 · a straight walk through codes is nearly a fade: {cifar.title}"
+    save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
+
+    model = load_models({"faces": "celeba_conv"})["faces"]
+    codes = F.normalize(vae.sample_codes(model, faces.test.images[:12]), dim=1)
+    random = vae.sample_latents(12, model.latent_size, seed=0, radius=1)
+    rows = {}
+    for name, directions in (("random", random), ("codes of faces", codes)):
+        for radius in (3.3, 11.3, 40):
+            rows[f"{name}, ‖z‖ = {radius}"] = vae.decode_images(model, radius * directions)
+    title = f"Task 3 · the direction makes the face, the radius the contrast: {faces.title}"
+    save(vae.plot_rows(rows, title), "task3_regions.png")
+
+
+# ── The grid of codes: what its learned prior draws, and how it learned ─────────────────────────
+
+GRIDS = {"cifar10": "cifar10_grid", "celeba": "celeba_grid"}
+ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
+         "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
+STRENGTH = 1.5  # with which labels are asked for, see conditional.labels_of
+TEMPERATURES = {"cifar10": (1.0, 0.8), "celeba": (1.0, 0.5)}
+PER_ROW = {"cifar10": 10, "celeba": 8}
+SAMPLES = 200  # samples, and test images, whose nearest training image is looked for
+
+
+def draw_grids() -> None:
+    records, numbers = {}, {}
+    for dataset, folder in GRIDS.items():
+        data = vae.load_dataset(dataset)
+        model, records[dataset] = vae.load_checkpoint(CHECKPOINTS / folder)
+        for temperature in TEMPERATURES[dataset]:
+            figure = plot_sheet(model, data, temperature)
+            save(figure, f"grid_{dataset}_{temperature:g}.png")
+        figure, numbers[dataset] = nearest_images(model, data)
+        save(figure, f"grid_{dataset}_nearest.png")
+    vae.write_json(FIGURES / "grid.json", numbers)
+    save(plot_learning(records), "grid_learning.png")
+    # The data and the model are now those of faces.
+    drawn = vae.sample_images(model, 24, data.test.labels[:24], seed=0, temperature=0.5)
+    save(vae.plot_grid(drawn, "Nobody: drawn by a VAE", cell=0.9), "faces.png")
+    (FIGURES / "morph.gif").write_bytes(film(model, data.test.images[:10]))
+
+
+def plot_sheet(model: vae.VAE, data: vae.ImageData, temperature: float) -> Figure:
+    """A class, or what attributes ask for, in each row."""
+    n = PER_ROW[data.name]
+    rows = {}
+    for text in data.class_names or ASKED:
+        labels = conditional.labels_of(data, text, n, strength=STRENGTH)
+        name = text.replace("-", "not ").replace(",", ", ").replace("_", " ")
+        rows[name] = vae.sample_images(model, n, labels, seed=0, temperature=temperature)
+    title = f"Samples of the learned prior at temperature {temperature:g}: {data.title}"
+    return vae.plot_rows(rows, title)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, C * H * W)."""
+    return vae.as_unit(images).flatten(1)
+
+
+def nearest_images(model: vae.VAE, data: vae.ImageData) -> tuple[Figure, dict[str, float]]:
+    """Ten samples over the training images that are nearest in pixels and in features.
+
+    Training images count mirrored, too. The numbers: the median distance of samples from their
+    nearest training image, and that of reconstructed test images, which are no copies.
+    """
+    net = metrics.load_feature_net(data.name)
+    train = torch.cat([data.train.images, data.train.images.flip(3)])
+    test, labels = data.test.images[:SAMPLES], data.test.labels[:SAMPLES]
+    mu, _ = vae.encode_images(model, test, labels)
+    sets = {
+        "samples": vae.sample_images(model, SAMPLES, labels, seed=0),
+        "test images": vae.decode_images(model, mu, labels),
+    }
+    rows = {"sample": sets["samples"][:10]}
+    numbers = {}
+    spaces = {"pixels": pixels, "features": partial(metrics.image_features, net=net)}
+    for space, vectors in spaces.items():
+        known = vectors(train)
+        for name, images in sets.items():
+            distance, index = torch.cdist(vectors(images), known).min(1)
+            numbers[f"{space}, {name}"] = distance.median().item()
+            if name == "samples":
+                rows[f"nearest in {space}"] = train[index[:10]]
+    title = f"Samples and their nearest training images: {data.title}"
+    return vae.plot_rows(rows, title), numbers
+
+
+def plot_learning(records: dict[str, dict]) -> Figure:
+    """The rate of the codes while the prior learns, one panel for each model."""
+    figure, axes = plt.subplots(1, len(records), figsize=(9, 3.2), layout="constrained")
+    for ax, record in zip(axes, records.values()):
+        rows = [row for row in record["history"] if row["stage"] == "prior"]
+        epochs = range(1, len(rows) + 1)
+        ax.plot(epochs, [row["val_kl_nats"] for row in rows], "o-", label="validation")
+        ax.plot(epochs, [row["train_kl_nats"] for row in rows], "o--", label="training")
+        ax.set(xlabel="epoch of the prior", title=record["data"]["title"])
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("rate of the codes, nats per image")
+    axes[0].legend()
+    figure.suptitle("How the prior learns: fewer nats, likelier codes", **LEFT)
+    return figure
+
+
+def film(model: vae.VAE, images: Tensor) -> bytes:
+    """A GIF of images (2n, C, H, W): each of the first n becomes one of the others, and back."""
+    mu, _ = vae.encode_images(model, images)
+    start, end = mu.chunk(2)
+    path = vae.interpolate_latents(start, end, 13, "spherical")
+    return vae.animate(vae.decode_images(model, path), cell=1.2, seconds=0.12)
 
 
 # ── The command ─────────────────────────────────────────────────────────────────────────────────
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = "which models (default all): " + ", ".join(ENTRIES)
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=list(ENTRIES), help=names)
-    on_cpu = vae.get_device().type == "cpu"
-    parser.add_argument(
-        "--jobs",
-        metavar="N",
-        type=int,
-        default=min(os.cpu_count() or 1, 8) if on_cpu else 1,
-        help="how many models at a time (default one per core up to 8, with a GPU 1)",
-    )
-    args = parser.parse_args()
-    for name in set(args.only) - set(ENTRIES):
-        raise vae.VAEError(f"--only knows no {name}: choose from {', '.join(ENTRIES)}.")
-    if args.jobs < 1:
-        raise vae.VAEError(f"--jobs must be 1 or more, not {args.jobs}.")
-    return args
-
-
-def training_seconds(name: str) -> float:
-    """What a model took last time; 0 where that is not known."""
-    return measured().get(name, {}).get("seconds", 0.0)
-
-
 def main() -> None:
-    args = arguments()
-    began = time.perf_counter()
-    # The slowest first, so that no core is idle at the end.
-    names = sorted(args.only, key=training_seconds, reverse=True)
-    available = set()
-    parallel = Parallel(args.jobs, return_as="generator_unordered")
-    for name, numbers in parallel(delayed(train_and_measure)(name) for name in names):
-        if numbers is None:
-            continue
-        available.add(name)
-        results = measured() | {name: numbers}
-        order = sorted(results, key=list(ENTRIES).index)
-        vae.write_json(ROOT / "figures" / "gallery.json", {key: results[key] for key in order})
-        print(f"{name}: {time.perf_counter() - began:,.0f} s", flush=True)
-    os.environ.pop("VAE_TRAIN", None)  # what was to be trained is trained
-    models, sets = {}, {}
-    for name in sorted(available):
-        dataset = ENTRIES[name].dataset
-        if dataset not in sets:
-            sets[dataset] = load_images(name)
-        models[name] = load_or_train(name, sets[dataset]).model
-    draw(models, sets)
+    names = chosen(__doc__, ["tasks", "grid", *ENTRIES])
+    if "tasks" in names:
+        draw_tasks()
+    if "grid" in names:
+        draw_grids()
+    draw_family(*train_and_measure([name for name in names if name in ENTRIES]))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,32 @@
-"""Release the runs that the notebooks trained: runs/ → checkpoints/NAME/.
+"""Train and measure all that texts compare on CIFAR-10 and CelebA: runs/ → checkpoints/.
 
-    python -m reproduce.release                  everything
-    python -m reproduce.release cifar10_best     only what is named
-    python -m reproduce.release --measure        only metrics.json of the weights that are there
+    python -m reproduce.release                          everything; days on two CPU cores
+    python -m reproduce.release cifar10_best ablation    some of it
+    python -m reproduce.release --measure                only metrics.json of the weights there
 
-Run by `make release`, after the notebooks with VAE_TRAIN=1. One seed of each model is released
-with its weights, in half precision; of the other seeds the record alone (config, history, test
-numbers), so that tables can show three seeds. Of a grid of codes alone for faces, which is trained
-here, the record and the numbers are kept. metrics.json is what evaluate.py measures on the released
-weights, for the models that docs/results.md compares.
+Finished runs in runs/ are used again, so it can be stopped and started at will; `make release`
+trains most of them in the notebooks first.
+
+Released are: of one seed of each model the weights, in half precision; of the other seeds, and of
+the faces' grid without a code of the whole image, the record alone (config, history, test numbers).
+metrics.json is what evaluate.py measures on the released weights, some five minutes for each
+model. "ablation" is what each choice is worth on CIFAR-10: its numbers go to
+checkpoints/ablation.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 
 import evaluate
 import vae_helpers as vae
 from base.files import ROOT
+from base.options import env_flag
+from reproduce.common import CHECKPOINTS, measure, read_json
 from support import runs
+
+# ── What is released ────────────────────────────────────────────────────────────────────────────
 
 # The record alone is kept, for docs/results.md to show what the code of the whole image is worth.
 WITHOUT_WEIGHTS = "celeba_grid_alone"
@@ -58,11 +65,11 @@ def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, va
     configs = {n: vae.config_for(cifar, **settings) for n, settings in cifar_choices().items()}
     configs["celeba_conv"] = vae.config_for(faces, likelihood="squared_error", epochs=25)
     configs["celeba_best"] = vae.config_for(faces, **vae.PRESETS["best"], epochs=15)
-    prior = vae.PRESETS["grid"]
-    configs["cifar10_grid"] = vae.config_for(cifar, **prior, epochs=5, prior_epochs=5)
-    configs["celeba_grid"] = vae.config_for(faces, **prior, epochs=21, prior_epochs=25)
+    grid = vae.PRESETS["grid"]
+    configs["cifar10_grid"] = vae.config_for(cifar, **grid, epochs=5, prior_epochs=5)
+    configs["celeba_grid"] = vae.config_for(faces, **grid, epochs=21, prior_epochs=25)
     configs[WITHOUT_WEIGHTS] = vae.config_for(
-        faces, **prior, global_dim=0, epochs=15, prior_epochs=25
+        faces, **grid, global_dim=0, epochs=15, prior_epochs=25
     )
     return configs
 
@@ -70,7 +77,7 @@ def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, va
 def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
     """Write one folder: the weights and the record, or the record alone."""
     run = runs.load_or_train(config, data)
-    folder = runs.RELEASED / name
+    folder = CHECKPOINTS / name
     if config.seed or name == WITHOUT_WEIGHTS:
         folder.mkdir(exist_ok=True)
         vae.write_json(folder / "model.json", run.record)
@@ -83,26 +90,114 @@ def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
     print(f"{name}: half precision changes the total by {change:+.4f} nats")
 
 
-def measure(name: str, config: vae.Config) -> None:
-    """Write metrics.json of released weights, or of the run whose record alone is kept."""
+def write_metrics(name: str, config: vae.Config) -> None:
+    """metrics.json of released weights, or of the run whose record alone is kept."""
     own = runs.runs_root() / config.run_name
     run = str(own) if name == WITHOUT_WEIGHTS else f"checkpoints/{name}"
-    vae.write_json(runs.RELEASED / name / "metrics.json", evaluate.main(["--run", run]))
+    vae.write_json(CHECKPOINTS / name / "metrics.json", evaluate.main(["--run", run]))
+
+
+# ── The ablation: what each choice is worth ─────────────────────────────────────────────────────
+
+ALONE = {
+    "calibrated σ": {"likelihood": "gaussian"},
+    "batch normalisation": {"norm": "batch"},
+    "one-cycle schedule, peak 0.003": {"schedule": "one_cycle", "lr": 3e-3},
+    "weight averaging (EMA)": {"ema": 0.999},
+    "residual blocks": {"residual": 1},
+    "KL warm-up, 3 epochs": {"kl_warmup": 3},
+}
+BEST = vae.PRESETS["best"]  # all of the above but the warm-up
+CHANGES = {
+    "the assignment's VAE": {},
+    **ALONE,
+    "best": BEST,
+    "best without residual blocks": {**BEST, "residual": 0},
+}
+NETWORKS = {
+    "the assignment's VAE": {},
+    "fully connected, same size": {"arch": "fc", "width": FC_WIDTHS["cifar10_fc"]},
+    "fully connected, three times the size": {"arch": "fc", "width": FC_WIDTHS["cifar10_fc3x"]},
+    # As many multiplications for one image as the convolutional one, with nine times the weights.
+    "fully connected, same arithmetic": {"arch": "fc", "width": 1304},
+}
+# The code of the preset `grid`, 8x8 places with 16 numbers, and one change at a time: three epochs,
+# one seed and no prior, so these have no samples.
+CODE = {**vae.PRESETS["grid"], "epochs": 3, "prior_epochs": 0}
+CODES = {
+    "the preset's code": CODE,
+    "β = 1": {**CODE, "beta": 1.0},
+    "8 numbers": {**CODE, "latent_dim": 8},
+    "16x16 places, 4 numbers": {**CODE, "depth": 1, "latent_dim": 4},
+    "no mirrored images": {**CODE, "flip": "none"},
+}
+VARIANTS = CHANGES | NETWORKS | CODES
+SEEDS = (0, 1, 2)
+
+
+def earlier_results(data: vae.ImageData) -> dict[str, dict]:
+    """What was measured before; refused when it was measured on something else."""
+    if not (CHECKPOINTS / "ablation.json").is_file():
+        return {}
+    before = read_json("checkpoints/ablation.json")
+    same_settings = all(before["variants"][n] == VARIANTS.get(n) for n in before["results"])
+    if before["fingerprint"] != data.fingerprint or not same_settings:
+        raise vae.VAEError(
+            "checkpoints/ablation.json was measured on other images or with other settings: move "
+            "it away, and all is measured again."
+        )
+    return before["results"]
+
+
+def ablate(data: vae.ImageData) -> None:
+    """Train and measure what is missing in checkpoints/ablation.json."""
+    results = earlier_results(data)
+    for seed in SEEDS:  # all variants with one seed first: the picture is there early
+        for name, settings in VARIANTS.items():
+            if str(seed) in results.get(name, {}) or (seed and name in CODES):
+                continue
+            run = runs.load_or_train(vae.config_for(data, **settings, seed=seed), data)
+            numbers = measure(run, data, len(data.test.images))
+            results.setdefault(name, {})[str(seed)] = numbers
+            content = {
+                "data": data.title,
+                "fingerprint": data.fingerprint,
+                "test_images": len(data.test.images),
+                "command": "python -m reproduce.release ablation",
+                "variants": VARIANTS,
+                "results": results,
+            }
+            vae.write_json(CHECKPOINTS / "ablation.json", content)
+
+
+# ── The command ─────────────────────────────────────────────────────────────────────────────────
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a released model, or ablation")
+    parser.add_argument("--measure", action="store_true", help="only measure the weights there")
+    arguments = parser.parse_args()
+    if env_flag("VAE_FAST") or os.environ.get("VAE_EPOCHS"):
+        raise vae.VAEError("Full runs are released: unset VAE_FAST and VAE_EPOCHS.")
     os.chdir(ROOT)  # so that metrics.json quotes the command as docs/results.md does
-    only_measure = "--measure" in sys.argv
-    names = [name for name in sys.argv[1:] if name != "--measure"]
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
     configs = released_configs(cifar, faces)
-    for name in set(names) - set(configs):
-        raise vae.VAEError(f"Nothing is released as {name}: choose from {', '.join(configs)}.")
-    for name in names or configs:
-        if not only_measure:
+    for name in set(arguments.names) - {"ablation", *configs}:
+        choices = ", ".join(["ablation", *configs])
+        raise vae.VAEError(f"Nothing is released as {name}: choose from {choices}.")
+    for name in arguments.names or [*configs, "ablation"]:
+        if name == "ablation":
+            if not arguments.measure:
+                ablate(cifar)
+            continue
+        if not arguments.measure:
             release(name, configs[name], faces if name.startswith("celeba") else cifar)
-        if name in MEASURED and not (only_measure and name == WITHOUT_WEIGHTS):  # it has no weights
-            measure(name, configs[name])
+        # The grid alone has no weights that could be measured later.
+        if name in MEASURED and not (arguments.measure and name == WITHOUT_WEIGHTS):
+            write_metrics(name, configs[name])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""What theory_answers.md shows and measures: one function for each of its questions.
+"""Draw and measure what theory_answers.md shows: one function for each of its questions.
 
-Each gives its figures by name, and the numbers that figures/make.py writes to theory.json.
+    python -m reproduce.theory          needs the real data; some eight minutes on two CPU cores
+    python -m reproduce.theory q3       some of the parts: q1, q2, q3, plane, q4
+
+All is made with the released weights, but for the two small models of `plane`, which are trained
+here and kept in runs/. Writes figures/theory_*.png and theory.json.
 """
 
 from __future__ import annotations
@@ -13,14 +17,24 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
 from torch import Tensor
 
 import vae_helpers as vae
+from base.figure_style import LEFT
+from reproduce.common import FIGURES, chosen, load_models, read_json, save
 from support import metrics, runs
 
+BETAS = {
+    "β = 0": "cifar10_conv_beta0",
+    "β = 0.1": "cifar10_conv_beta0.1",
+    "β = 1": "cifar10_conv",
+    "β = 4": "cifar10_conv_beta4",
+}
+AUTOENCODER_AND_VAE = {"autoencoder": "cifar10_fc_ae", "VAE": "cifar10_fc"}
 PAIR = (12, 37)  # the test images that are interpolated
 SHOWN = 8  # images in a row
+CLOUD = 0.95  # a cloud ends where it holds this share of its own samples
+NEIGHBOURS = 200  # test images whose nearest training image is looked for
 Answer = tuple[dict[str, Figure], dict]  # file name → figure, and what was measured
 
 
@@ -55,8 +69,8 @@ def index_information(mu: Tensor, logvar: Tensor, n: int = 1000) -> float:
 
 
 def share_in_clouds(z: Tensor, mu: Tensor, logvar: Tensor) -> float:
-    """Which share of z (n, D) lies inside a cloud: among the nearest 95% of its own samples."""
-    limit = vae.sample_latents(10_000, z.shape[1]).square().sum(1).quantile(0.95)
+    """Which share of z (n, D) lies inside a cloud: as near as CLOUD of its own samples."""
+    limit = vae.sample_latents(10_000, z.shape[1]).square().sum(1).quantile(CLOUD)
     z, mu, logvar = z.double(), mu.double(), logvar.double()
     nearest = [squared_distances(part, mu, logvar).amin(1) for part in z.split(100)]
     return (torch.cat(nearest) < limit).double().mean().item()
@@ -73,12 +87,12 @@ def where_codes_lie(model: vae.VAE, images: Tensor) -> dict[str, float]:
     }
 
 
-def question_1(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
+def question_1() -> Answer:
     """What decodes from means, from samples of q(z|x), and from the prior."""
+    data = vae.load_dataset("cifar10")
     images, numbers = data.test.images, {}
     rows = {"test images": images[:SHOWN]}
-    for name in ("β = 0", "β = 1"):
-        model = models[name]
+    for name, model in load_models({name: BETAS[name] for name in ("β = 0", "β = 1")}).items():
         mu, logvar = vae.encode_images(model, images)
         z = vae.sample_codes(model, images)
         rows[f"{name},  z = μ(x)"] = vae.decode_images(model, mu[:SHOWN])
@@ -129,8 +143,10 @@ def gradient_estimates(model: vae.VAE, image: Tensor, draws: int) -> dict[str, T
     }
 
 
-def question_2(model: vae.VAE, images: Tensor, draws: int = 4000) -> Answer:
-    """Variances, summed over the components of mu; means over the images."""
+def question_2() -> Answer:
+    """Variances, summed over the components of mu; means over some test images."""
+    images, draws = vae.load_dataset("cifar10").test.images[:16], 4000
+    model = load_models(BETAS)["β = 1"]
     variances: dict[str, list[float]] = {}
     cosines = []
     for image in images:
@@ -146,53 +162,7 @@ def question_2(model: vae.VAE, images: Tensor, draws: int = 4000) -> Answer:
         estimators[name] = {"variance": mean, "times_pathwise": mean / smallest}
     cosine = sum(cosines) / len(cosines)
     numbers = {"images": len(images), "draws": draws, "cosine": cosine, "estimators": estimators}
-    return {"theory_q2_graphs.png": plot_graphs()}, numbers
-
-
-def plot_graphs() -> Figure:
-    """The computation graph with a random node on the way, and with the noise as an input."""
-    figure, axes = plt.subplots(
-        2, 1, figsize=(10, 4.6), height_ratios=(0.95, 1.57), layout="constrained"
-    )
-    draw_graph(axes[0], "z ~ N(μ, σ²)", "z is drawn: a draw has no derivative, the gradient stops")
-    draw_graph(axes[1], "z = μ + σ ε", "z is computed: the gradient flows on to the encoder")
-    draw_node(axes[1], (3, 0.85), "ε ~ N(0, I)", random=True)
-    axes[1].annotate("", (3, 0.24), (3, 0.61), arrowprops=ARROW)
-    figure.suptitle("Q2 · Making the noise an input lets the gradient through", x=0.01, ha="left")
-    return figure
-
-
-ARROW = {"arrowstyle": "-|>", "lw": 2, "color": "black", "mutation_scale": 16}
-
-
-def draw_node(ax: Axes, centre: tuple[float, float], name: str, random: bool = False) -> None:
-    """What is random is an ellipse, what is computed is a rectangle."""
-    x, y = centre
-    if random:
-        shape = Ellipse(centre, 0.8, 0.48, facecolor="lightyellow", edgecolor="black")
-    else:
-        shape = plt.Rectangle((x - 0.36, y - 0.2), 0.72, 0.4, facecolor="white", edgecolor="black")
-    ax.add_patch(shape)
-    ax.text(x, y, name, ha="center", va="center")
-
-
-def draw_graph(ax: Axes, z: str, title: str) -> None:
-    """x → encoder → (μ, σ) → z → decoder → f(z), and the way of the gradient back."""
-    drawn = "~" in z
-    for place, name in enumerate(("x", "encoder φ", "μ, σ", z, "decoder θ", "f(z)")):
-        draw_node(ax, (place, 0), name, random=drawn and place == 3)
-    for gap in range(5):
-        left, right = gap + 0.4, gap + 0.6
-        ax.annotate("", (right + 0.02, 0.09), (left - 0.02, 0.09), arrowprops=ARROW)
-        if gap >= (3 if drawn else 1):
-            back = ARROW | {"color": "C1"}
-            ax.annotate("", (left - 0.02, -0.09), (right + 0.02, -0.09), arrowprops=back)
-    if drawn:
-        ax.plot(2.5, -0.13, "x", color="C1", markersize=12, markeredgewidth=3)
-    ax.text(4.5, 0.3, "forward", ha="center", va="center")
-    ax.text(4.5, -0.32, "gradient", color="C1", ha="center", va="center")
-    ax.set(xlim=(-0.42, 5.42), ylim=(-0.45, 0.5 if drawn else 1.12), title=title)
-    ax.axis("off")
+    return {}, numbers
 
 
 # ── Question 3: an autoencoder and a VAE, in 128 dimensions and in two ──────────────────────────
@@ -208,13 +178,14 @@ KINDS = {
 SQUARE = 3.0  # the square from -3 to 3 in both coordinates holds 99.5% of N(0, I)
 
 
-def question_3(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
+def question_3() -> Answer:
     """Where the codes lie, and what draws of the prior and of a fitted Gaussian decode to."""
-    images, net = data.test.images, metrics.load_feature_net()
+    data, net = vae.load_dataset("cifar10"), metrics.load_feature_net()
+    images = data.test.images
     real = metrics.image_features(images, net)
     numbers = {"real images": {"contrast": vae.contrast(images).mean().item()}}
     rows = {}
-    for name, model in models.items():
+    for name, model in load_models(AUTOENCODER_AND_VAE).items():
         codes = where_codes_lie(model, images)
         quoted = ("mean_norm", "code_std", "variance_max", "directions")
         numbers[name] = {key: codes[key] for key in quoted}
@@ -232,11 +203,12 @@ def question_3(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
     return {"theory_q3_samples.png": vae.plot_rows(rows, title)}, numbers
 
 
-def two_dimensions(fashion: vae.ImageData) -> Answer:
+def two_dimensions() -> Answer:
     """An autoencoder and a VAE with two latent dimensions: their codes beside what they decode.
 
     Each learns for half a minute on one core.
     """
+    fashion = vae.load_dataset("fashion_mnist")
     models, numbers = {}, {}
     for name, model in (("autoencoder", "ae"), ("VAE", "vae")):
         config = vae.config_for(fashion, model=model, arch="fc", latent_dim=2, epochs=4)
@@ -257,28 +229,17 @@ def plot_planes(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
     steps = torch.linspace(-SQUARE, SQUARE, 9)
     edge = SQUARE * 9 / 8  # the outer images have their centres at 3
     z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # row by row, from the top left
-    pictures = {}
-    for name, model in models.items():
-        grid = vae.image_grid(vae.decode_images(model, z), 9)
-        pictures[name] = grid.repeat(2, axis=0).repeat(2, axis=1)  # whole numbers of pixels
-    side = len(next(iter(pictures.values())))
-    figure = plt.figure()
-    width, height = 2 * side + 150, 2 * side + 190
-    figure.set_size_inches(width / figure.dpi, height / figure.dpi)
-    for row, (name, model) in enumerate(models.items()):
-        bottom = height - 80 - side - row * (side + 60)
-        place = (60 / width, bottom / height, side / width, side / height)
-        ax = figure.add_axes(place)
-        scatter_codes(ax, vae.sample_codes(model, data.test.images), data)
-        ax.set_title(f"{name}: codes of the test images")
-        plane = figure.add_axes((130 / width + place[2], *place[1:]))
-        plane.imshow(pictures[name], aspect="auto", extent=2 * (-edge, edge))
-        plane.set(xticks=[-3, 0, 3], yticks=[-3, 0, 3], title=f"{name}: the black square, decoded")
-        plane.grid(False)
-        if row == 0:
-            ax.legend(markerscale=4, loc="lower left")
+    figure, axes = plt.subplots(2, 2, figsize=(12.3, 12.6), layout="constrained")
+    for (left, right), (name, model) in zip(axes, models.items()):
+        scatter_codes(left, vae.sample_codes(model, data.test.images), data)
+        left.set_title(f"{name}: codes of the test images")
+        picture = vae.image_grid(vae.decode_images(model, z), 9)
+        right.imshow(picture, extent=2 * (-edge, edge))
+        right.set(xticks=[-3, 0, 3], yticks=[-3, 0, 3], title=f"{name}: the black square, decoded")
+        right.grid(False)
+    axes[0, 0].legend(markerscale=4, loc="lower left")
     title = "Q3 · N(0, I) covers the codes of the VAE, not those of the autoencoder"
-    figure.suptitle(f"{title}: {data.title}", x=60 / width, ha="left")
+    figure.suptitle(f"{title}: {data.title}", **LEFT)
     return figure
 
 
@@ -292,7 +253,7 @@ def scatter_codes(ax: Axes, z: Tensor, data: vae.ImageData) -> None:
     ax.add_patch(plt.Rectangle((-SQUARE, -SQUARE), 2 * SQUARE, 2 * SQUARE, **square))
     low, high = z.min().item(), z.max().item()
     limits = (min(low, -SQUARE) - 0.5, max(high, SQUARE) + 0.5)
-    ax.set(xlim=limits, ylim=limits)
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
 
 
 # ── Question 4: what lies beside and between the codes ──────────────────────────────────────────
@@ -330,7 +291,7 @@ def slope_along_codes(model: vae.VAE, mu: Tensor) -> float:
     return change(model, start, 0.1 * (other - one)) / (0.1 * whole)
 
 
-def burnt(model: vae.VAE, z: Tensor) -> float:
+def saturated(model: vae.VAE, z: Tensor) -> float:
     """Share of values below 0.02 or above 0.98 in what codes (N, D) decode to."""
     x_hat = vae.decode_images(model, z)
     return ((x_hat < 0.02) | (x_hat > 0.98)).double().mean().item()
@@ -341,7 +302,7 @@ def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
     mu, logvar = vae.encode_images(model, data.test.images)
     path = vae.decode_images(model, vae.interpolate_latents(mu[:500], mu[500:1000], 21))
     training_clouds = vae.encode_images(model, data.train.images)
-    distance = nearest_cloud((mu[:200], logvar[:200]), training_clouds)
+    distance = nearest_cloud((mu[:NEIGHBOURS], logvar[:NEIGHBOURS]), training_clouds)
     one, other = mu[:1000].chunk(2)
     length = (one - other).norm(dim=1).mean().item()
     steps = vae.sample_latents(1000, model.latent_size, radius=length, seed=2)
@@ -352,15 +313,16 @@ def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
         "distance": length,
         "relative_change": change(model, mu[:1000], steps) / change(model, one, other - one),
         "slope_along_codes": slope_along_codes(model, mu[:3000]),
-        "burnt_copies": burnt(model, mu[:1000]),
-        "burnt_after": burnt(model, mu[:1000] + steps),
+        "saturated_reconstructions": saturated(model, mu[:1000]),
+        "saturated_after": saturated(model, mu[:1000] + steps),
         "end_contrast": vae.contrast(path[[0, -1]]).mean().item(),
         "nearest_cloud": distance,
         "index_nats": index_information(*training_clouds),
     }
 
 
-def question_4(models: dict[str, vae.VAE], data: vae.ImageData) -> Answer:
+def question_4() -> Answer:
+    data, models = vae.load_dataset("cifar10"), load_models(BETAS)
     a, b = data.test.images[list(PAIR)]
     strips = {name: vae.interpolate_images(model, a, b, 7) for name, model in models.items()}
     title = f"Q4 · Straight lines between two codes have no jumps at any β: {data.title}"
@@ -382,5 +344,29 @@ def plot_steps(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
         z = mu + torch.tensor(lengths)[:, None] * direction
         rows[name] = torch.cat([vae.as_unit(image), vae.decode_images(model, z)])
     labels = ["original", *(f"|δ| = {length}" for length in lengths)]
-    title = f"Q4 · decode(μ + δ): long steps burn, most of all at β = 0: {data.title}"
+    title = f"Q4 · decode(μ + δ): long steps saturate, most of all at β = 0: {data.title}"
     return vae.plot_rows(rows, title, labels, cell=0.9)
+
+
+# ── The command ─────────────────────────────────────────────────────────────────────────────────
+
+
+PARTS = {
+    "q1": question_1,
+    "q2": question_2,
+    "q3": question_3,
+    "plane": two_dimensions,
+    "q4": question_4,
+}
+
+
+def main() -> None:
+    for part in chosen(__doc__, list(PARTS)):
+        figures, numbers = PARTS[part]()
+        for name, figure in figures.items():
+            save(figure, name)
+        vae.write_json(FIGURES / "theory.json", read_json("figures/theory.json") | {part: numbers})
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

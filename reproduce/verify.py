@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 import vae_helpers as vae
+from reproduce.common import CHECKPOINTS
 from support import runs
 
 TOLERANCE = 1e-4  # relative; the same processor gives the same digits
@@ -18,7 +19,7 @@ TOLERANCE = 1e-4  # relative; the same processor gives the same digits
 def main() -> None:
     sets = {name: vae.load_dataset(name) for name in ("cifar10", "celeba")}
     rows, failures = [], 0
-    for path in sorted(runs.RELEASED.glob("*/model.safetensors")):
+    for path in sorted(CHECKPOINTS.glob("*/model.safetensors")):
         model, record = vae.load_checkpoint(path.parent)
         data = sets[model.config.dataset]
         if record["data"]["fingerprint"] != data.fingerprint:

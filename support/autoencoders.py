@@ -1,4 +1,4 @@
-"""Models with the networks of a VAE and another loss: autoencoder, InfoVAE, WAE.
+"""Models with the networks of a VAE and another loss: β-VAE, autoencoder, InfoVAE, WAE.
 
 Each says in a few lines what it does differently from vae_helpers.VAE; fit and evaluate treat all
 alike. Importing this file makes them known to Config and build_model.
@@ -33,6 +33,14 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
         return (kernel(x, x).sum() - len(x)) / (len(x) * (len(x) - 1))
 
     return within(a) + within(b) - 2 * kernel(a, b).mean()
+
+
+class BetaVAE(vae.VAE):
+    """The same model with a heavier KL, 4 when beta is not given (Higgins et al. 2017)."""
+
+    @classmethod
+    def defaults(cls, config: vae.Config) -> dict[str, object]:
+        return {"beta": 4.0}
 
 
 class AE(vae.VAE):
@@ -89,4 +97,4 @@ class WAE(MMDPenalty, AE):
         return {"beta": 0.0, "mmd": weight, "likelihood": "squared_error"}
 
 
-vae.MODELS.update({"ae": AE, "info_vae": InfoVAE, "wae": WAE})
+vae.MODELS.update(beta_vae=BetaVAE, ae=AE, info_vae=InfoVAE, wae=WAE)

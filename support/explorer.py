@@ -159,8 +159,10 @@ class Explorer:
         return file.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        png, jpeg = self._encode("PNG"), self._encode("JPEG", quality=90, subsampling=0)
+        kind, picture = min(("image/png", png), ("image/jpeg", jpeg), key=lambda one: len(one[1]))
         bundle = {
-            "image/png": base64.b64encode(self._encode("PNG")).decode(),
+            kind: base64.b64encode(picture).decode(),
             "text/plain": f"{self.title}\n{self.sentence}",
         }
         if has_widgets():

@@ -28,7 +28,7 @@ from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from reproduce import widgets  # noqa: E402
+from reproduce import latency  # noqa: E402
 
 NOTEBOOK = "notebooks/Task2_Latent_Interpolation.ipynb"
 DONE = "notebooks/done.ipynb"
@@ -86,7 +86,7 @@ def move_sliders(page, front_end: str, screenshots: Path | None) -> str:
 @contextlib.contextmanager
 def lab(folder: Path, module: str = "jupyterlab") -> Iterator:
     """Like those below a page on which the notebook runs."""
-    with widgets.open_lab(folder, module) as opened:
+    with latency.open_lab(folder, module) as opened:
         opened.open_and_run(NOTEBOOK)
         yield opened.page
 
@@ -94,7 +94,7 @@ def lab(folder: Path, module: str = "jupyterlab") -> Iterator:
 @contextlib.contextmanager
 def nbclassic(folder: Path) -> Iterator:
     options = ["--ServerApp.token=", f"--ServerApp.root_dir={folder}", "--allow-root"]
-    with serve("nbclassic", "--no-browser", *options) as url, widgets.open_page() as page:
+    with serve("nbclassic", "--no-browser", *options) as url, latency.open_page() as page:
         page.goto(f"{url}nbclassic/notebooks/{NOTEBOOK}")
         page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=WAIT)
         page.wait_for_timeout(10_000)  # its widgets first ask the kernel what is there
@@ -149,7 +149,7 @@ def execute(folder: Path, *command: str, **variables: str) -> str:
         for output in cell.get("outputs", []):
             if output.output_type == "error" or output.get("name") == "stderr":
                 raise RuntimeError(output.get("text") or output.evalue)
-            pictures += "image/png" in output.get("data", {})
+            pictures += not {"image/png", "image/jpeg"}.isdisjoint(output.get("data", {}))
     return f"{pictures} pictures, no error"
 
 
@@ -168,7 +168,7 @@ def try_out(name: str, screenshots: Path | None) -> str:
         for place in ("data", "runs", "cache"):
             os.environ[f"VAE_{place.upper()}"] = str(folder / f".{place}")
         os.environ["JUPYTER_CONFIG_DIR"] = str(folder / ".config")
-        for part in ("vae_helpers.py", "support", "checkpoints"):
+        for part in ("base", "image_data", "vae_helpers.py", "support", "checkpoints"):
             (folder / part).symlink_to(ROOT / part)
         (folder / "notebooks").mkdir()
         shutil.copy(ROOT / NOTEBOOK, folder / NOTEBOOK)

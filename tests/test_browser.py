@@ -5,11 +5,11 @@ JupyterLab 4 does not show (tests/front_ends.py tries it in nbclassic)."""
 import ipywidgets
 import pytest
 
-from reproduce import widgets
+from reproduce import latency
 
 pytest.importorskip("playwright", reason="Playwright is missing: pip install playwright")
 pytestmark = [
-    pytest.mark.skipif(not widgets.CHROMIUM, reason="no Chromium: apt-get install it"),
+    pytest.mark.skipif(not latency.CHROMIUM, reason="no Chromium: apt-get install it"),
     pytest.mark.skipif(ipywidgets.__version__ < "8", reason="JupyterLab 4 needs ipywidgets 8"),
 ]
 
@@ -28,7 +28,7 @@ model = vae.build_model(vae.config_for(data, latent_dim=4, width=8)).eval()""",
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
-    with widgets.open_lab(folder) as lab:
+    with latency.open_lab(folder) as lab:
         lab.run_all(folder / "explorers.ipynb", CELLS)
         yield lab
 

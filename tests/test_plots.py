@@ -116,6 +116,24 @@ def test_a_history_shows_validation_solid_and_training_dashed_on_axes_for_the_la
         assert 10 < ax.get_ylim()[0] < 11 and 13 < ax.get_ylim()[1] < 14
 
 
+def test_a_history_leaves_gaps_where_nothing_was_measured():
+    """While a prior learns, the decoder does not run on training images."""
+    history = []
+    for epoch, nats in enumerate((9.0, 8.0, None), 1):
+        row = {"epoch": epoch}
+        for part in ("reconstruction", "kl", "total"):
+            row |= {f"val_{part}_nats": 7.0, f"train_{part}_nats": nats}
+        history.append(row)
+    for ax in drawn(vae.plot_history({"grid": history}, "TITLE")):
+        np.testing.assert_equal(np.asarray(ax.lines[1].get_ydata(), float), [9, 8, np.nan])
+
+
+def test_a_single_image_has_the_same_edge_as_the_images_of_a_row():
+    one, two = vae.image_grid(STRIP[:1]), vae.image_grid(STRIP[:2])
+    assert one.shape == (12, 12, 3)
+    assert np.array_equal(one[:, :10], two[:, :10])
+
+
 @pytest.mark.parametrize("steps, positions", [(False, [0, 0.5, 1]), (True, [1 / 6, 3 / 6, 5 / 6])])
 def test_along_a_path_values_stand_at_images_and_steps_between_them(steps, positions):
     path = {"a": torch.tensor([1.0, 3, 2])}

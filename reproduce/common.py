@@ -1,0 +1,74 @@
+"""What the commands share: released models, saved figures, and the one measure of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+import vae_helpers as vae
+from base.files import ROOT
+from support import metrics, report, runs
+from support.disentanglement import disentanglement
+
+FIGURES = ROOT / "figures"
+CHECKPOINTS = ROOT / "checkpoints"
+
+
+def read_json(path: str):
+    """A file of the project, like "figures/theory.json"."""
+    return json.loads((ROOT / path).read_text())
+
+
+def load_models(folders: dict[str, str]) -> dict[str, vae.VAE]:
+    """Title → released model, from title → folder in checkpoints/."""
+    return {title: vae.load_checkpoint(CHECKPOINTS / name)[0] for title, name in folders.items()}
+
+
+def save(figure: Figure, name: str) -> None:
+    report.save_figure(figure, FIGURES / name)
+    print(f"figures/{name}", flush=True)
+
+
+def chosen(description: str, choices: Sequence[str]) -> list[str]:
+    """What the command line names of the choices, in their order; all when it names none."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(choices))
+    names = parser.parse_args().names
+    for name in set(names) - set(choices):
+        raise vae.VAEError(f"There is no {name} here: choose from {', '.join(choices)}.")
+    return [choice for choice in choices if choice in names or not names]
+
+
+def measure(run: runs.Run, data: vae.ImageData, compared: int) -> dict:
+    """Test numbers of one run, units in the keys.
+
+    ffd_* are Fréchet feature distances to the first `compared` test images, or to all if there are
+    fewer.
+    """
+    model, test, val = run.model, data.test, data.val
+    real, labels = test.images[:compared], test.labels[:compared]
+    sets = {"real_train": data.train.images[: len(real)]}
+    if model.learned_prior and run.config.prior_epochs == 0:
+        # Its prior has learned nothing yet, so there is nothing to be drawn from it.
+        mu, _ = vae.encode_images(model, real, labels)
+        sets["reconstructions"] = vae.decode_images(model, mu, labels)
+    else:
+        sets |= metrics.picture_sets(model, data, len(real))
+    result = metrics.picture_metrics(sets["reconstructions"], real)
+    result |= vae.evaluate(model, *test)  # its squared error is of all test images
+    if model.has_rate:
+        tuning, tuning_labels = val.images[:1000], val.labels[:1000]
+        result |= metrics.bits_per_dim(model, test.images, tuning, test.labels, tuning_labels)
+    net = metrics.load_feature_net(data.name)
+    result |= metrics.distances(net, real, sets, "ffd")
+    if data.name == "shapes" and not (model.conditional or model.learned_prior):
+        for key, value in disentanglement(model, seed=0).items():
+            result[f"disentanglement_{key}"] = value
+    result |= {"parameters": vae.count_parameters(model), "compared": len(real)}
+    result |= {"train_images": len(data.train.images)}
+    return result | {key: run.record[key] for key in ("seconds", "hardware")}
