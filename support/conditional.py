@@ -134,6 +134,26 @@ def asked_attributes(text: str, names: Sequence[str]) -> dict[str, bool]:
     return wanted
 
 
+def labels_from_names(text: str | None, names: Sequence[str], n: int, config: vae.Config) -> Tensor:
+    """n labels (n, A) that a text asks for, by the names that a run's record keeps.
+
+    Classes and attributes as in labels_of; attributes that are not named are off. Raises VAEError
+    for a name that the run does not know, and without any.
+    """
+    known = ", ".join(names)
+    if not text:
+        raise vae.VAEError(
+            f"This model is conditional: say with --labels what is shown, of {known}."
+        )
+    one = torch.zeros(config.conditions)
+    if text in names:
+        one[list(names).index(text)] = 1
+    else:
+        for name, value in asked_attributes(text, names).items():
+            one[list(names).index(name)] = float(value)
+    return one.expand(n, -1)
+
+
 def condition_names(data: vae.ImageData) -> tuple[str, ...]:
     """The classes or attributes that a conditional model is given.
 

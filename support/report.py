@@ -27,7 +27,6 @@ LEAST_FRECHET = 1000
 TSNE_IMAGES = 2000  # more take minutes and fill the picture
 SHOWN = 64  # images in one picture at most
 
-
 # How a learned prior is sampled, by the name that pictures and tables give it.
 DRAWS = {f"temperature {value}": {"temperature": value} for value in (0.9, 0.8, 0.5)}
 
@@ -226,6 +225,20 @@ def draw_images(
             )
     if strips:
         enlarged_grid(torch.cat(strips), strip).save(out / "interpolations.png")
+
+
+def draw_pictures(
+    names: Sequence[str], images: Tensor, x_hat: Tensor, title: str, out: Path
+) -> list[str]:
+    """pictures.png, pictures_2.png, …: pictures over their reconstructions, eight in each file."""
+    written = []
+    for first in range(0, len(names), 8):
+        part = slice(first, first + 8)
+        rows = {"picture": vae.as_unit(images[part]), "reconstruction": x_hat[part]}
+        figure = vae.plot_rows(rows, title, names[part], cell=1.28)
+        written.append(f"pictures{f'_{first // 8 + 1}' if first else ''}.png")
+        save_figure(figure, out / written[-1])
+    return written
 
 
 def draw_traversals(model: vae.VAE, data: ImageData, seed: int, out: Path) -> None:

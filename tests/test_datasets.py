@@ -1,4 +1,7 @@
-"""Data sets: drawn shapes, folders and zips, the cache, torchvision's sets, CelebA, real images."""
+"""Data sets: drawn shapes, layouts of folders, the cache, max_images, CelebA, real images.
+
+Folders and archives as people have them are in test_folders.py.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,7 @@ from painting import SPLITS, all_images, all_numbers, labels_follow, numbers, sa
 from PIL import Image
 
 from base.errors import DatasetUnavailable
-from base.hardware import import_torchvision
-from image_data import image_files
+from image_data import archives, cache, image_files
 from image_data.load import load_dataset
 from image_data.shapes import SHAPE_NAMES, draw_shapes
 
@@ -89,7 +91,9 @@ def test_every_layout_gives_every_image_once_with_its_class(tmp_path, capsys, la
     data = load_folder(folder)
     from_zip = load_folder(painting.zip_folder(folder, tmp_path / "mine.zip"))
     assert same(data, from_zip) and data.title == from_zip.title == "mine"
-    assert all_numbers(data) == list(range(20)) and capsys.readouterr().out == ""
+    assert all_numbers(data) == list(range(20))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0] == said[1] and said[0].startswith("mine: images for training")
     assert labels_follow(data, lambda n: 0 if layout == "flat" else n % 2)
     assert data.class_names == (() if layout == "flat" else ("even", "odd"))
     if "splits" in layout:
@@ -151,7 +155,7 @@ def test_a_file_that_cannot_be_read_is_named_skipped_and_counted(
     tmp_path, capsys, monkeypatch, recwarn, kind
 ):
     """In a folder and in a zip, when it is decoded and when the others come from the cache."""
-    monkeypatch.setattr(image_files, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(archives, "LARGEST_FILE", 1 << 20)
     ghostscript = Mock(return_value=Image.new("RGB", (8, 8)).im)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
     folder = tree(tmp_path / "mine", "splits")
@@ -172,6 +176,10 @@ def test_a_file_that_cannot_be_read_is_named_skipped_and_counted(
         (lambda folder: painting.paint_noise(folder, 2), "2 images"),
         (lambda folder: shutil.rmtree(tree(folder, "three splits") / "Training"), "only one"),
         (lambda folder: folder.write_bytes(b"PK\x03\x04 cut short"), "not a readable zip"),
+        (lambda folder: folder.write_bytes(b"\x1f\x8b\x08 cut short"), "not a readable zip or tar"),
+        (lambda folder: folder.write_bytes(b"Rar!\x1a\x07"), "a rar archive"),
+        (lambda folder: folder.write_text("<!doctype html><html>"), "a web page in place"),
+        (lambda folder: (folder / "x").mkdir(parents=True), "no images"),
     ],
 )
 def test_a_place_without_enough_images_is_refused_in_one_sentence(tmp_path, make, says):
@@ -179,6 +187,52 @@ def test_a_place_without_enough_images_is_refused_in_one_sentence(tmp_path, make
     with pytest.raises(DatasetUnavailable, match=says) as caught:
         load_folder(tmp_path / "mine")
     assert str(tmp_path / "mine") in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [0, 4])
+def test_max_images_decodes_only_what_it_uses_and_changes_no_split(tmp_path, monkeypatch, broken):
+    """The first images of the whole training split that can be read; copies count as one."""
+    folder = painting.paint_noise(tmp_path / "mine", 60)
+    for i in range(10):
+        shutil.copy(folder / f"{i:03}.png", folder / f"{i:03} (1).png")
+    for i in range(20, 20 + broken):
+        (folder / f"{i:03}.png").write_bytes(b"broken")
+    whole = load_folder(folder)
+    decode = Mock(side_effect=image_files.decode_file)
+    monkeypatch.setattr(image_files, "decode_file", decode)
+    part = load_dataset("folder", data_dir=folder, image_size=8, max_images=7)
+    assert torch.equal(part.train.images, whole.train.images[:7])
+    assert torch.equal(part.val.images, whole.val.images)
+    assert torch.equal(part.test.images, whole.test.images)
+    assert part.title == "mine, 7 training images" and whole.title == "mine"
+    if not broken:
+        assert decode.call_count == sum(sizes(part)) < sum(sizes(whole)) == 70
+
+
+def test_max_images_keeps_the_splits_where_only_decoding_shows_what_is_a_copy(tmp_path):
+    folder = tree(tmp_path / "mine", "flat")
+    for file in list(folder.iterdir()):
+        Image.open(file).save(file.with_suffix(".bmp"))
+    whole = load_folder(folder)
+    part = load_dataset("folder", data_dir=folder, image_size=8, max_images=9)
+    assert numbers(part.train) == numbers(whole.train)[:9]
+    assert numbers(part.val) + numbers(part.test) == numbers(whole.val) + numbers(whole.test)
+
+
+def test_the_cache_prunes_what_was_used_longest_ago_and_says_so(tmp_path, monkeypatch, capsys):
+    files = {}
+    for name in "abc":
+        load_folder(painting.paint_noise(tmp_path / name, 10))
+        [files[name]] = {*(tmp_path / "cache").iterdir()} - {*files.values()}
+        os.utime(files[name], (ord(name), ord(name)))
+    load_folder(tmp_path / "a")  # used again
+    monkeypatch.setattr(cache, "LARGEST_CACHE", 3 * files["a"].stat().st_size + 100)
+    capsys.readouterr()
+    load_folder(painting.paint_noise(tmp_path / "d", 10))
+    kept = {*(tmp_path / "cache").iterdir()}
+    assert files["a"] in kept and files["b"] not in kept and files["c"] in kept and len(kept) == 3
+    said = [line for line in capsys.readouterr().out.splitlines() if "cache" in line]
+    assert len(said) == 1 and "longest ago" in said[0]
 
 
 @pytest.fixture
@@ -222,28 +276,6 @@ def test_a_cache_that_cannot_be_written_only_prints(tmp_path, monkeypatch, capsy
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-DOWNLOADED = {"cifar10": (32, 32, 3), "mnist": (28, 28), "fashion_mnist": (28, 28)}
-
-
-@pytest.mark.parametrize("name", DOWNLOADED)
-def test_a_download_gives_the_pixels_and_labels_and_is_not_repeated(monkeypatch, name):
-    """30 images, each with its own pixels in axes C, H, W and its label; 20 to 29 are the test."""
-    sets = import_torchvision().datasets
-    base = {"cifar10": sets.CIFAR10, "mnist": sets.MNIST, "fashion_mnist": sets.FashionMNIST}[name]
-    monkeypatch.setattr(sets, base.__name__, painting.small_download(base, *DOWNLOADED[name]))
-    load_dataset(name)
-    data = load_dataset(name, download=False)
-    assert sizes(data) == [18, 2, 10] and len(data.class_names) == 10
-    pixels = torch.from_numpy(painting.numbered(*DOWNLOADED[name]))
-    pixels = pixels.permute(0, 3, 1, 2) if name == "cifar10" else pixels[:, None]
-    for split in SPLITS:
-        loaded, labels = getattr(data, split)
-        rows = loaded[:, 0, 0, 0].long()
-        assert torch.equal(loaded, pixels[rows]) and torch.equal(labels, rows % 10)
-        assert ((rows >= 20) == (split == "test")).all()
-    assert all_images(data)[:, 0, 0, 0].sort().values.tolist() == list(range(30))
-
-
 @pytest.mark.parametrize(
     "name, how", [("cifar10", "VAE_FAST"), ("mnist", "download=False"), ("celeba", "no network")]
 )
@@ -251,7 +283,7 @@ def test_without_a_download_it_says_what_was_tried_and_three_ways_out(
     tmp_path, monkeypatch, capsys, name, how
 ):
     unreachable = Mock(side_effect=OSError("no route to host"))
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("requests.get", unreachable)
     monkeypatch.setitem(sys.modules, "gdown", Mock(download=unreachable))
     if how == "VAE_FAST":
         monkeypatch.setenv("VAE_FAST", "1")
@@ -311,6 +343,37 @@ def test_celeba_in_pieces_says_what_is_wrong_and_where_to_get_it(celeba, damage,
         load_celeba()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_celebas_tables_are_read_in_any_encoding(celeba, encoding):
+    table = celeba / TABLE
+    bald = "Käl" if encoding == "cp1252" else "Bald"
+    table.write_bytes(table.read_text().replace("Bald", bald).encode(encoding))
+    data = load_celeba()
+    assert data.label_names == (bald, "Male", "Smiling")
+    assert labels_follow(data, painting.ATTRIBUTES_OF.__getitem__)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpeg", ".JPG", ".PNG", ".webp"])
+def test_celebas_images_may_have_another_ending_than_in_the_tables(celeba, suffix):
+    painting.unpacked(celeba)
+    for file in (celeba / "img_align_celeba").iterdir():
+        file.rename(file.with_suffix(suffix))
+    assert all_numbers(load_celeba()) == list(range(20))
+
+
+def test_celebas_tables_may_name_images_without_an_ending(celeba):
+    for table in celeba.glob("*.txt"):
+        table.write_text(table.read_text().replace(".jpg", ""))
+    assert all_numbers(load_celeba()) == list(range(20))
+
+
+@pytest.mark.parametrize("name", [TABLE, "list_eval_partition.txt", "img_align_celeba.zip"])
+def test_a_web_page_in_place_of_celebas_files_is_called_that(celeba, name):
+    (celeba / name).write_text("\n <!-- saved --><HTML><head><title>Quota exceeded</title></head>")
+    with pytest.raises(DatasetUnavailable, match="a web page (was saved )?in place of"):
+        load_celeba()
+
+
 @pytest.mark.parametrize("width, height, side", [(178, 218, 148), (89, 109, 74)])
 def test_celeba_is_cropped_to_the_centred_square_of_the_face(celeba, width, height, side):
     """White inside the usual square, black around it: nothing of the frame is left."""
@@ -332,12 +395,13 @@ def load_real(monkeypatch, name, file):
     data = load_dataset(name, download=False)
     record = json.loads((ROOT / "checkpoints" / f"{name}_conv" / "model.json").read_text())
     assert data.fingerprint == record["data"]["fingerprint"]
-    return data, image_files.Files(REAL_DATA / file)
+    return data, archives.open_files(REAL_DATA / file)
 
 
 def labels_of_file(data, files, name, crop=1.0):
     """What the data set says of the image that a file holds."""
-    pixels = torch.from_numpy(image_files._decode(files, name, data.image_size, crop).copy())
+    image = image_files.decode_file(files, name, files.read(name), data.image_size, crop, {})
+    pixels = torch.from_numpy(image.copy())
     [row] = (all_images(data) == pixels).flatten(1).all(1).nonzero().flatten().tolist()
     labels = torch.cat([data.train.labels, data.val.labels, data.test.labels])
     return labels[row]
