@@ -94,7 +94,7 @@ class Config:
     # fmt: off
     dataset: str = option("cifar10", "which images to learn", choices=DATASETS)
     data_dir: str | None = option(
-        None, "the folder or zip with your images (for --dataset folder)")
+        None, "the folder, zip or tar with your images (for --dataset folder)")
     max_images: int | None = option(
         None, "train on at most this many images; all of them when not given")
     image_size: int | None = option(

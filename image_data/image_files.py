@@ -11,14 +11,17 @@ import re
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from base.errors import VAEError, first_line
 from base.options import progress_bar
 from image_data.archives import Files
 from image_data.bit_depth import Peak, common_whites, deep_image
@@ -170,24 +173,72 @@ def decode_file(
     if content is None:
         return None
     try:
-        own_format = FORMAT_OF.get(ending(files.paths[name]), "JPEG")
-        image = Image.open(io.BytesIO(content), formats=(*_BY_CONTENT, own_format))
-        deep = deep_image(image, content)
-        if deep is None:
-            _stretch_transparency(image)
-            image = ImageOps.exif_transpose(image)
-        elif deep.peak.kind in whites:
-            image = deep.eight_bits(whites[deep.peak.kind])
-        else:
-            return deep.peak
-        image = _on_white(image)
+        image = open_image(content, ending(files.paths[name]), whites)
+        if isinstance(image, Peak):
+            return image
         side = min(round(image.width * crop), *image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-        return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
+        box = ((image.width - side) // 2, (image.height - side) // 2, side)
+        return cut_square(image, box, size)
     except Exception:  # Pillow raises errors of all kinds on a broken file
         return None
+
+
+def open_image(content: bytes, kind: str, whites: dict[str, float]) -> Image.Image | Peak:
+    """An upright image on white, grey or coloured, of the content of a file with this ending.
+
+    Its Peak when it has more than 8 bits and `whites` does not know their white yet.
+    """
+    own_format = FORMAT_OF.get(kind, "JPEG")
+    image = Image.open(io.BytesIO(content), formats=(*_BY_CONTENT, own_format))
+    deep = deep_image(image, content)
+    if deep is None:
+        _stretch_transparency(image)
+        image = ImageOps.exif_transpose(image)
+    elif deep.peak.kind in whites:
+        image = deep.eight_bits(whites[deep.peak.kind])
+    else:
+        return deep.peak
+    return _on_white(image)
+
+
+def cut_square(image: Image.Image, square: tuple[int, int, int], size: int) -> np.ndarray:
+    """The square (x, y, side) of an image → uint8 (C, size, size)."""
+    x, y, side = square
+    box = (x, y, x + side, y + side)
+    image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
+
+
+def read_pictures(
+    paths: Iterable[Path], size: int, channels: int, crop: tuple[int, int, int] | None = None
+) -> Tensor:
+    """Some picture files → uint8 (N, channels, size, size).
+
+    crop   (x, y, side) in the pixels of each picture; when not given, the largest centred square
+    Raises VAEError for a file that is missing or no picture, and for a crop that leaves it.
+    """
+    pictures = []
+    for path in paths:
+        try:
+            content = path.expanduser().read_bytes()
+            image = open_image(content, ending(path.name), {})
+            if isinstance(image, Peak):  # alone, a picture has the white that fits it
+                image = open_image(content, ending(path.name), common_whites([image]))
+        except Exception as error:  # Pillow raises errors of all kinds on what is no picture
+            raise VAEError(
+                f"{path} cannot be read as a picture ({first_line(error)}): name another file."
+            ) from None
+        side = min(image.size)
+        square = crop or ((image.width - side) // 2, (image.height - side) // 2, side)
+        x, y, side = square
+        if x + side > image.width or y + side > image.height:
+            raise VAEError(
+                f"The square {x},{y},{side} leaves {path}, which has {image.width} x "
+                f"{image.height} pixels: name one inside of it."
+            )
+        image = image.convert("L" if channels == 1 else "RGB")
+        pictures.append(torch.from_numpy(cut_square(image, square, size).copy()))
+    return torch.stack(pictures)
 
 
 def _stretch_transparency(image: Image.Image) -> None:

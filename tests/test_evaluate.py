@@ -127,7 +127,7 @@ def test_samples_show_the_labels_that_were_named(tmp_path):
     expected = 255 * vae.sample_images(model, 2, condition).permute(0, 2, 3, 1)
     with np.load(folder / "evaluation" / "samples.npz") as batch:
         np.testing.assert_allclose(batch["arr_0"], expected, atol=1)
-    with refused(vae.VAEError, "no label 'cat'"):
+    with refused(vae.VAEError, "no class 'cat'"):
         evaluate.main([*flags, "--labels", "cat"])
 
 
@@ -180,3 +180,52 @@ def test_what_json_does_not_know_becomes_none_in_lists_too():
 def test_labels_may_begin_with_a_minus(text):
     assert evaluate.parsed(["--num_samples", "3", "--labels", text, "--quick"]).labels == text
     assert evaluate.parsed([f"--labels={text}"]).labels == text
+
+
+@pytest.fixture
+def own_picture(tmp_path):
+    """Around (60, 10) a black picture of 120x80 is white for 40 pixels; its EXIF turns it."""
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[5:55, 55:105] = 255  # five more on each side, because resizing looks beyond the square
+    turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[274] = 6  # "turn it by 90 degrees to the right"
+    turned.save(tmp_path / "me.png", exif=exif)
+    return tmp_path / "me.png"
+
+
+@pytest.mark.parametrize("choices", [{}, {"channels": 1}, {"model": "cvae", "conditions": 3}])
+def test_own_pictures_stand_beside_their_reconstructions_without_any_data_set(
+    tmp_path, monkeypatch, own_picture, choices
+):
+    model = vae.build_model(vae.Config(**TINY | choices))
+    record = {"data": {"conditions": ["ellipse", "rectangle", "a, b"]}, "test": {"mse": 0.01}}
+    folder = vae.save_checkpoint(model, tmp_path / "run", record)
+    monkeypatch.setattr(vae, "load_dataset", None)
+    flags = ["--run", str(folder), "--labels", "a, b", "--crop", "60,10,40"]
+    results = evaluate.main([*flags, "--pictures", str(own_picture), str(own_picture)])
+    white = torch.ones(1, model.config.channels, 32, 32)
+    labels = torch.tensor([[0.0, 0, 1]]) if model.conditional else None
+    x_hat = vae.decode_images(model, vae.encode_images(model, white, labels)[0], labels)
+    expected = (x_hat - 1).square().mean().item()
+    assert [row["mse"] for row in results["pictures"]] == pytest.approx([expected] * 2, rel=1e-4)
+    assert json.loads((folder / "evaluation" / "pictures.json").read_text()) == results
+    assert Image.open(folder / "evaluation" / "pictures.png").width > 200
+
+
+def test_a_square_or_a_file_that_cannot_be_used_is_refused(tmp_path, own_picture):
+    folder = vae.save_checkpoint(vae.build_model(vae.Config(**TINY)), tmp_path / "run")
+    command = ["--run", str(folder), "--pictures", str(own_picture)]
+    for square, words in {
+        "61,10,60": "120 x 80 pixels: name one inside",
+        "1,2": "X,Y,SIDE",
+        "1,2,0": "X,Y,SIDE",
+        "a,b,c": "X,Y,SIDE",
+    }.items():
+        with refused(vae.VAEError, words):
+            evaluate.main([*command, "--crop", square])
+    own_picture.write_text("no picture")
+    with refused(vae.VAEError, "me.png cannot be read as a picture", "name another file"):
+        evaluate.main(command)
+    with refused(vae.VAEError, "--crop is for --pictures"):
+        evaluate.main(["--run", str(folder), "--crop", "1,2,3"])
