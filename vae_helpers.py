@@ -1,6 +1,7 @@
 """Variational autoencoders on images: the model and plot code that the three notebooks share.
 
-Read it from top to bottom; each section uses only what stands above it.
+Read it from top to bottom; each section names only what stands above it. In a hurry, begin at
+Networks.
 
     Config         one dataclass: every choice that a run makes
     Networks       encoders and decoders, convolutional and fully connected
@@ -10,16 +11,18 @@ Read it from top to bottom; each section uses only what stands above it.
     Latent space   encode, interpolate, sample regions, traverse, attribute directions
     Plots          one function per figure, each returns the matplotlib Figure
 
-It imports from base/ (errors, files, the look of figures, the state of a training) and image_data/
-(data sets). More models, measures, sliders and run folders are in support/, which imports this
-module: nobody needs them to understand a VAE.
+It imports from base/ (errors, files, settings, hardware, the look of figures, the state of a
+training) and image_data/ (data sets). More models, measures, sliders and run folders are in
+support/, which imports this module: nobody needs them to understand a VAE.
 
 Conventions
-    images      uint8 (N, C, H, W) in data sets; what a model gives back is float in [0, 1]
+    images      uint8 (N, C, H, W) in data sets; decode_images gives float in [0, 1]
     x           a batch as the network sees it: float in [0, 1], or in [-1, 1] (squared_error)
     mu, logvar  (N, D), the mean and the logarithm of the variance of q(z|x); D = latent_dim
     z           (N, D), a code
+    x_raw       what the decoder gives before its last activation
     x_hat       the mean of p(x|z), in the shape and the range of x
+    rate        the KL of a code, or what it costs under another prior; reconstruction is distortion
     condition   (N, A), what a conditional model is given in addition to the image
     nats        a loss of one image, summed over pixels or latent dimensions, never averaged
 """
@@ -86,7 +89,8 @@ ON_CONV = {"arch": ("conv",)}
 class Config:
     """Every choice that a run makes.
 
-    What was left out is None; `resolved` gives a copy in which it follows from the other fields.
+    A field that is None was left out; `resolved` gives a copy in which it follows from the others,
+    where it has a meaning for this model.
     On one machine's CPU, with the same precision and number of threads, equal configs on equal
     data give equal models. Raises VAEError for a value that a field cannot have.
     """
@@ -275,7 +279,7 @@ def to_unit(x: Tensor, config: Config) -> Tensor:
 
 
 class LatentHeads(nn.Module):
-    """Features (N, F) → mu, logvar, each (N, D): how every encoder ends."""
+    """Features (N, features) → mu, logvar, each (N, D): how both encoders below end."""
 
     def __init__(self, features: int, latent_dim: int):
         super().__init__()
@@ -556,14 +560,14 @@ class VAE(nn.Module):
     conditional = False  # encoder and decoder are given a label
     learned_prior = False  # codes come from a prior that the model learned, not from N(0, I)
     discrete = False  # codes come from a codebook
-    exact_weights: tuple[str, ...] = ()  # names begin so of weights that must not be rounded
+    exact_weights: tuple[str, ...] = ()  # beginnings of names of weights that stay 32-bit
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.encoder = self.make_encoder()
         self.decoder = self.make_decoder()
-        # Of a gaussian p(x|z), on [0, 1]: fit sets it, see calibrate. No other likelihood has one.
+        # Of a gaussian p(x|z), set by calibrate after each epoch; other likelihoods have none.
         sigma = torch.tensor(0.1) if config.likelihood == "gaussian" else None
         self.register_buffer("sigma", sigma)
 
@@ -624,7 +628,7 @@ class VAE(nn.Module):
         return kl_nats(out.mu, out.logvar) if self.sampled else torch.zeros_like(out.mu[:, 0])
 
     def penalty(self, out: Output, noise: torch.Generator | None = None) -> Tensor:
-        """What training adds to reconstruction + beta * KL: nothing, ()."""
+        """A third term of the loss, (): here there is none."""
         return out.z.new_zeros(())
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -641,7 +645,7 @@ class VAE(nn.Module):
         """What evaluate reports about the codes mu (N, D) of many images."""
         return {"active_dims": int((mu.var(0, unbiased=False) > ACTIVE_THRESHOLD).sum())}
 
-    # ── Its config and its training: here there is little to say ──
+    # ── Hooks that other models use ──
 
     @classmethod
     def defaults(cls, config: Config) -> dict[str, object]:
@@ -691,7 +695,7 @@ class VAE(nn.Module):
 
     @property
     def decoder_learns(self) -> bool:
-        """Not in a stage in which the decoder stands still, and need not run."""
+        """False while only a learned prior trains: the decoder need not run then."""
         return next(self.decoder.parameters()).requires_grad
 
 
@@ -732,30 +736,38 @@ def train_epoch(
     epoch: int,
     progress: bool = True,
 ) -> dict[str, float | None]:
-    """One pass over the training images (N, C, H, W); returns the mean losses, in nats."""
+    """Train for one pass over uint8 images (N, C, H, W); epoch counts from 1.
+
+    Returns the means of both losses, in nats, and of the penalty. A reconstruction that was not
+    computed is None.
+    """
     model.train()
     order = shuffled_batches(len(images), config, state.order_rng)
     sums, seen = torch.zeros(3, device=model.device), 0
     bar = progress_bar(order, desc=f"epoch {epoch}/{config.epochs}", hidden=not progress)
     for step, batch in enumerate(bar):
+        # A batch; under torchrun this process's share of it.
         indices = own_share(batch)
         condition = None if conditions is None else conditions[indices].to(model.device)
         x = to_input(training_images(images, indices, config, state.noise_rng), config)
 
+        # Forward: encode, draw z, decode. The network is the model, wrapped under torchrun.
         with autocast(model.device):
-            out = state.network(x, state.noise_rng, condition)  # encode, draw z, decode
+            out = state.network(x, state.noise_rng, condition)
         reconstruction = model.reconstruction_nats(out, x).mean()
         rate = model.rate_nats(out).mean()
         penalty = model.penalty(out, state.noise_rng)
         beta = kl_weight(config, epoch - 1 + step / len(order))
         loss = reconstruction + beta * rate + penalty
 
+        # Backward and step. The weight of the gradient is 1 without torchrun.
         state.optimiser.zero_grad(set_to_none=True)
         (loss * gradient_weight(len(indices), len(batch))).backward()
         state.optimiser.step()
         state.schedule.step()
         state.update_average()
 
+        # The means, to be shown and returned.
         sums += torch.stack([reconstruction, rate, penalty]).detach() * len(x)
         seen += len(x)
         if step % 20 == 0 or step == len(order) - 1:  # tolist waits for the device
@@ -782,10 +794,10 @@ def fit(
 
     It has one dict for each epoch. Every loss is in nats per image; kl is the rate (see
     model.rate_nats), and total leaves the penalty out. train_* are means over the epoch while the
-    weights still move, None for a reconstruction that was not computed; val_* are measured after it
-    with the same beta. With config.ema the averaged weights are validated and saved, and are those
-    that the model has in the end. Training ends early when validation no longer falls, see
-    config.patience.
+    weights still move, None for a reconstruction that was not computed; val_* are measured after
+    it. Totals take config.beta, also while kl_warmup lasts. With config.ema the averaged weights
+    are validated and saved, and are those that the model has in the end. With config.patience
+    training ends early when validation no longer falls.
 
     stage      which of model.stages is trained; rows of the history say so where it has a name
     save       called after every epoch with the history and the state, which is all that start
@@ -799,8 +811,8 @@ def fit(
     config, (rank, _) = config.resolved(), processes()
     if stage not in model.stages(model.config):
         raise VAEError(
-            f"A {model.config.model} learns in stages: train it with runs.train_run or "
-            "runs.fit_stages of support/runs.py."
+            f"A {model.config.model} learns in stages: train it with train_run of support/runs.py, "
+            "or with fit_stages of support/grid_vae.py."
         )
     images = keep_on_device(data.train.images, model.device)
     conditions = model.condition(data.train.labels)
@@ -856,7 +868,10 @@ def totals(losses: dict[str, float], beta: float) -> dict[str, float]:
 
 
 def should_continue(history: list[dict], patience: int | None) -> bool:
-    """Whether one of the last `patience` epochs has the least validation loss (Prechelt 1998)."""
+    """Whether one of the last `patience` epochs has the least validation loss (Prechelt 1998).
+
+    Always without a patience, and before the first epoch.
+    """
     if not history or not patience:
         return True
     losses = [row["val_total_nats"] for row in history]
@@ -873,8 +888,8 @@ def kl_weight(config: Config, epochs_done: float) -> float:
 def shuffled_batches(n: int, config: Config, generator: torch.Generator) -> list[Tensor]:
     """The indices of n images in random order, in batches.
 
-    Too few at the end join the batch before: each process needs one, and one image has no
-    variance to normalise by, and no MMD.
+    A last batch that is too small joins the one before: each process needs an image, and batch
+    normalisation and MMD need two.
     """
     batches = list(torch.randperm(n, generator=generator).split(config.batch_size))
     least = 2 if config.norm == "batch" or config.mmd else 1
@@ -932,9 +947,10 @@ EVALUATION_BATCH = 500  # images at a time without gradients: busy cores, little
 def batches(
     model: VAE, rows: Tensor, condition: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Images or codes and their conditions on the model's device, 500 at a time, to be measured.
+    """Images or codes and their conditions on the model's device, 500 at a time.
 
-    Raises VAEError when there are none, or not one condition for each.
+    Puts the model in evaluation mode. Raises VAEError when there are none, or not one condition for
+    each.
     """
     if not len(rows):
         raise VAEError("There is nothing to encode or decode: hand in one image or code at least.")
@@ -950,7 +966,7 @@ def batches(
 def image_batches(
     model: VAE, images: Tensor, labels: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The same of images (N, C, H, W), uint8 or float in [0, 1], as x, with labels.
+    """x and conditions of images (N, C, H, W), uint8 or float in [0, 1], 500 at a time.
 
     Raises VAEError on images or labels that do not fit the model.
     """
@@ -1068,7 +1084,7 @@ def read_record(folder: str | os.PathLike) -> tuple[Config, dict]:
         record = json.loads(path.read_text())
         if record["config"]["model"] in MODELS:
             return Config(**record["config"]).resolved(), record
-    raise CheckpointError(f"{path} holds another model than a VAE: import support.runs first.")
+    raise CheckpointError(f"{path} holds a model of support/: import support.runs first.")
 
 
 def load_checkpoint(folder: str | os.PathLike) -> tuple[VAE, dict]:

@@ -53,7 +53,8 @@ class TrainingState:
     network     what is called in its place: under torchrun it averages gradients over processes
     average     its moving average, or None
     order_rng   the order of the images
-    noise_rng   all else that is random; each process has its own
+    noise_rng   all else that is random: eps of each z, mirrored images, draws for the MMD, labels
+                that are dropped, codes that are revived; each process has its own
 
     Both generators start from the seed. A model that trains in stages makes them anew for each, so
     that every stage sees the images in the same order.

@@ -1,6 +1,7 @@
 """Image files: which files are images, and their pixels, decoded with care.
 
-The files may come from anywhere: one that is too large, broken or no image is skipped.
+The files may come from anywhere: one that is too large, broken or no image is skipped, and
+load_files.py says which.
 """
 
 from __future__ import annotations

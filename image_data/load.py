@@ -101,7 +101,8 @@ def _check_whole_number(name: str, value, low: int, high: int) -> None:
 # ── The known sets, and torchvision's files and download ─────────────────────────────────────────
 
 # Name → title, and the folder that torchvision's download makes in the data root. A new set also
-# needs its image size in DATASETS, and a branch in _load_torchvision if its class differs.
+# needs its image size in DATASETS, a branch in _load_torchvision if its class differs, and one in
+# _sources if it is to be downloaded and is no relative of MNIST.
 _KNOWN = {
     "cifar10": ("CIFAR-10", "cifar-10-batches-py"),
     "celeba": ("CelebA", "celeba/img_align_celeba"),
@@ -176,7 +177,8 @@ def _sources(name: str, title: str, own: Path, root: Path, max_images: int | Non
     if name == "cifar10":
         files = Source("parquet files", partial(parquet.fetch_cifar10, root / "cifar10.zip"))
         return [*downloads.cifar10_sources(own), files]
-    return downloads.mnist_sources(title, own)
+    has_mirrors = hasattr(downloads.torchvision_class(title), "mirrors")  # MNIST and its relatives
+    return downloads.mnist_sources(title, own) if has_mirrors else []
 
 
 def _load_torchvision(

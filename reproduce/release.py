@@ -1,4 +1,4 @@
-"""Train and measure all that texts compare on CIFAR-10 and CelebA: runs/ → checkpoints/.
+"""Train and measure what texts compare and notebooks load: runs/ → checkpoints/.
 
     python -m reproduce.release                          everything; days on two CPU cores
     python -m reproduce.release cifar10_best ablation    some of it
@@ -60,8 +60,28 @@ def cifar_choices() -> dict[str, dict]:
     return choices
 
 
-def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, vae.Config]:
+def shapes_choices() -> dict[str, dict]:
+    """Name → settings of the small models that stand in where a notebook finds no data."""
+    few = {"batch_size": 32, "latent_dim": 32, "epochs": 20}
+    conv = few | {"width": 16, "lr": 2e-3}
+    choices = {
+        "shapes_conv": conv,
+        "shapes_fc": conv | {"arch": "fc", "width": 28},
+        "shapes_fc3x": conv | {"arch": "fc", "width": 84},
+        "shapes_best": vae.PRESETS["best"] | few | {"width": 16},
+        "shapes_conv_sigma": conv | {"likelihood": "gaussian"},
+        "shapes_squared_error": conv | {"likelihood": "squared_error"},
+    }
+    for beta in (0.0, 0.1, 4.0):
+        choices[f"shapes_conv_beta{beta:g}"] = conv | {"beta": beta}
+    small = {"width": 16, "latent_dim": 8, "prior_width": 96}
+    choices["shapes_grid"] = vae.PRESETS["grid"] | few | small
+    return choices
+
+
+def released_configs(sets: dict[str, vae.ImageData]) -> dict[str, vae.Config]:
     """Name → config of everything that is released."""
+    cifar, faces, shapes = (sets[name] for name in ("cifar10", "celeba", "shapes"))
     configs = {n: vae.config_for(cifar, **settings) for n, settings in cifar_choices().items()}
     configs["celeba_conv"] = vae.config_for(faces, likelihood="squared_error", epochs=25)
     configs["celeba_best"] = vae.config_for(faces, **vae.PRESETS["best"], epochs=15)
@@ -71,6 +91,8 @@ def released_configs(cifar: vae.ImageData, faces: vae.ImageData) -> dict[str, va
     configs[WITHOUT_WEIGHTS] = vae.config_for(
         faces, **grid, global_dim=0, epochs=15, prior_epochs=25
     )
+    for name, settings in shapes_choices().items():
+        configs[name] = vae.config_for(shapes, **settings)
     return configs
 
 
@@ -92,7 +114,7 @@ def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
 
 def write_metrics(name: str, config: vae.Config) -> None:
     """metrics.json of released weights, or of the run whose record alone is kept."""
-    own = runs.runs_root() / config.run_name
+    own = runs.runs_root() / runs.run_name(config)
     run = str(own) if name == WITHOUT_WEIGHTS else f"checkpoints/{name}"
     vae.write_json(CHECKPOINTS / name / "metrics.json", evaluate.main(["--run", run]))
 
@@ -183,18 +205,18 @@ def main() -> None:
     if env_flag("VAE_FAST") or os.environ.get("VAE_EPOCHS"):
         raise vae.VAEError("Full runs are released: unset VAE_FAST and VAE_EPOCHS.")
     os.chdir(ROOT)  # so that metrics.json quotes the command as docs/results.md does
-    cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
-    configs = released_configs(cifar, faces)
+    sets = {name: vae.load_dataset(name) for name in ("cifar10", "celeba", "shapes")}
+    configs = released_configs(sets)
     for name in set(arguments.names) - {"ablation", *configs}:
         choices = ", ".join(["ablation", *configs])
         raise vae.VAEError(f"Nothing is released as {name}: choose from {choices}.")
     for name in arguments.names or [*configs, "ablation"]:
         if name == "ablation":
             if not arguments.measure:
-                ablate(cifar)
+                ablate(sets["cifar10"])
             continue
         if not arguments.measure:
-            release(name, configs[name], faces if name.startswith("celeba") else cifar)
+            release(name, configs[name], sets[configs[name].dataset])
         # The grid alone has no weights that could be measured later.
         if name in MEASURED and not (arguments.measure and name == WITHOUT_WEIGHTS):
             write_metrics(name, configs[name])

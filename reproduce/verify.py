@@ -1,8 +1,9 @@
-"""Evaluate every released model on the real test images and compare with its record.
+"""Evaluate every released model on its test images and compare with its record.
 
     python -m reproduce.verify      some minutes on two CPU cores
 
-Exit code 1 when a number differs by more than rounding on another processor can explain.
+Those that were measured on other images are left out and named. Exit code 1 when a number differs
+by more than rounding on another processor can explain.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ TOLERANCE = 1e-4  # relative; the same processor gives the same digits
 
 
 def main() -> None:
-    sets = {name: vae.load_dataset(name) for name in ("cifar10", "celeba")}
+    sets = {
+        name: vae.load_dataset(name, or_shapes=True) for name in ("cifar10", "celeba", "shapes")
+    }
     rows, failures = [], 0
     for path in sorted(CHECKPOINTS.glob("*/model.safetensors")):
         model, record = vae.load_checkpoint(path.parent)
         data = sets[model.config.dataset]
         if record["data"]["fingerprint"] != data.fingerprint:
-            raise vae.VAEError(f"{path.parent.name} was measured on other images than these.")
+            print(f"{path.parent.name} is left out: it was measured on other images than yours.")
+            continue
         recorded = record["test_half_precision"]
         measured = vae.evaluate(model, *data.test)
         worst = max(abs(measured[k] - v) / max(abs(v), 1e-12) for k, v in recorded.items())

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 import vae_helpers as vae
-from reproduce import gallery, tables, theory
+from reproduce import gallery, release, tables, theory
 from reproduce.common import read_json
 
 TEXTS = [path.relative_to(ROOT).as_posix() for path in tables.TEXTS]
@@ -118,6 +118,27 @@ def test_a_cloud_holds_95_percent_of_its_samples():
     assert theory.share_in_clouds(z, far, logvar) == 0
     clouds = torch.cat([far, own]), logvar.expand(2, 8)
     assert theory.share_in_clouds(z, *clouds) == pytest.approx(0.95, abs=0.02)
+
+
+def data_set(name: str, size: int, labels: tuple[str, ...]) -> vae.ImageData:
+    """One image in each split, with the labels of a data set."""
+    part = vae.Split(torch.zeros(1, 3, size, size).byte(), torch.zeros(1).long())
+    return vae.ImageData(name, name, part, part, part, labels)
+
+
+def test_what_is_released_is_what_the_notebooks_ask_for():
+    """Else they would train for hours where weights are there."""
+    sets = {
+        "cifar10": data_set("cifar10", 32, tuple("0123456789")),
+        "celeba": data_set("celeba", 64, tuple(map(str, range(40)))),
+        "shapes": vae.load_dataset("shapes"),
+    }
+    configs = release.released_configs(sets)
+    assert sorted(configs) == RELEASED
+    for name, config in configs.items():
+        assert vae.read_record(ROOT / "checkpoints" / name)[0] == config, name
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sum("few | {" in source for source in sources) == 3  # the settings of release.py
 
 
 @pytest.mark.parametrize("name", RELEASED)

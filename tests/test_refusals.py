@@ -66,7 +66,7 @@ REFUSED = [
     (lambda: vae.Config(arch="fc", norm="batch").resolved(), "norm is for arch conv, not fc"),
     (lambda: vae.Config(mmd=3).resolved(), "mmd is for model info_vae or wae, not vae"),
     (lambda: vae.Config(codebook=8).resolved(), "codebook is for model vq_vae, not vae"),
-    (lambda: vae.fit(build(model="grid_vae"), None, vae.Config()), "runs.fit_stages"),
+    (lambda: vae.fit(build(model="grid_vae"), None, vae.Config()), "fit_stages of"),
     (lambda: sample(n=0), "must be 1 or more, not 0"),
     (lambda: encode(IMAGES[:0]), "hand in one image"),
     (lambda: vae.decode_images(build(), torch.zeros(0, 4)), "hand in one image or code"),
