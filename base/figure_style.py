@@ -114,7 +114,8 @@ def place_pictures(
     left, top = 2 * math.ceil(left / 2), 2 * math.ceil(top / 2)
     width = math.ceil(left + max(widest, title_width) + SPACE)
     height = math.ceil(top + sum(heights) + SPACE + edge * DPI)
-    fig.set_size_inches(width / DPI, height / DPI)
+    # A hair more than whole pixels: 1.14 inches are 113.99… of them, which matplotlib cuts to 113.
+    fig.set_size_inches((width + 5e-7) / DPI, (height + 5e-7) / DPI)
 
     bottom = height - top
     for (name, (picture, factor)), picture_height in zip(pictures.items(), heights):

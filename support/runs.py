@@ -244,7 +244,7 @@ def run_name(config: vae.Config) -> str:
 def run_folder(config: vae.Config, data: vae.ImageData) -> Path:
     """Where a run of this config and these images belongs when no folder is named.
 
-    A run of the same settings on other images keeps its folder: this one gets a longer name.
+    A run of these settings on other images keeps its folder: this one gets a longer name.
     """
     folder = runs_root() / run_name(config)
     record = read_any_record(folder)
