@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -52,10 +53,16 @@ def write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
         _prune(path)
 
 
+# A file of this cache, or what a killed process left of one.
+_OWN_NAME = re.compile(r"\.?[0-9a-f]{32}\.safetensors(\.[0-9a-f]{32}\.tmp)?")
+
+
 def _prune(newest: Path) -> None:
     """Delete the files that were used longest ago until all have LARGEST_CACHE, or one is left."""
     found = []
-    for file in newest.parent.glob("*.safetensors*"):  # also what a killed process left
+    for file in newest.parent.iterdir():
+        if not _OWN_NAME.fullmatch(file.name):
+            continue  # the folder may hold other things
         with contextlib.suppress(OSError):
             status = file.stat()
             found.append((status.st_mtime_ns, status.st_size, file))

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,22 @@ def fetch(url: str, checksum: str, target: Path, limits: Limits) -> Path:
     """
     if _matches(target, checksum):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with folder_if_needed(target.parent):
+        return _fetch(url, checksum, target, limits)
+
+
+@contextlib.contextmanager
+def folder_if_needed(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again if it stays empty: it would look like a data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _fetch(url: str, checksum: str, target: Path, limits: Limits) -> Path:
     part = _own_part(target, limits)
     for attempt in range(1, limits.attempts + 1):
         begun = _size(part)
@@ -237,7 +252,7 @@ def watch(
             failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    begin = time.monotonic()
+    begin, answered = time.monotonic(), False
     history = deque([(begin, received())])  # (time, bytes) of the last window
     last_sign = history[0]
     pause = min(0.1, limits.window / 10, limits.connect / 10)
@@ -253,8 +268,8 @@ def watch(
                 if now - begin > limits.connect:
                     raise TimeoutError(f"no answer within {limits.connect:g} s")
                 continue
-            if expected and not bar.total:
-                begin = now
+            if expected and not answered:
+                begin, answered = now, True
                 bar.reset(expected["size"])
             bar.update(size - bar.n)
             history.append((now, size))
@@ -336,8 +351,10 @@ def _from_google_drive(folder: Path, limits: Limits) -> Path:
         target = folder / name
         if name not in CELEBA_FILES or _matches(target, f"md5:{md5}"):
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
+        with (
+            folder_if_needed(folder),
+            tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place,
+        ):
             part = Path(place) / name
             download = partial(gdown.download, id=file_id, output=str(part), quiet=True, **limited)
             watch(download, partial(_total_size, Path(place)), limits, f"Google Drive: {name}")

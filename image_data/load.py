@@ -124,10 +124,10 @@ def _load_known(name: str, size: int, max_images: int | None, download: bool) ->
         )
     own, folder = root / own_folder, root / name
     archives = [root / f"{name}{ending}" for ending in ARCHIVE_ENDINGS]
-    archive = next(filter(Path.exists, archives), root / f"{name}.zip")
+    archives = [path for path in archives if path.exists()] or [root / f"{name}.zip"]
     if name == "celeba":
         # The zip comes first, because the folder beside it may be half unpacked.
-        found = [own.with_suffix(".zip"), own, folder, archive]
+        found = [own.with_suffix(".zip"), own, folder, *archives]
         found += [downloads.kaggle_cache(), parquet.celeba_zip(max_images)]
         places = dict.fromkeys(found, load_celeba)
         put = (
@@ -136,11 +136,12 @@ def _load_known(name: str, size: int, max_images: int | None, download: bool) ->
             "Kaggle's copy has none"
         )
     else:
-        places = {own: _load_torchvision, archive: load_tree, folder: load_tree}
+        places = {own: _load_torchvision} | dict.fromkeys([*archives, folder], load_tree)
         put = f"put torchvision's files or {name}.zip (as {{train,test}}/<class>/…) into {root}"
 
     def load(place: Path) -> ImageData:
-        reader = places.get(place, load_celeba)  # Kaggle's copy may lie anywhere
+        # A download may lie where nothing was before: Kaggle's copy anywhere.
+        reader = places.get(place, load_celeba if name == "celeba" else load_tree)
         return reader(name, title, place, size, max_images)
 
     tried = [] if root.is_dir() else [f"  - {root}: there is no such folder"]

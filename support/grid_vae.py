@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vae_helpers as vae
 from support import conditional
-from support.code_priors import CausalTransformer, MixturePrior
+from support.code_priors import Block, CausalTransformer, MixturePrior
 
 
 class GridVAE(conditional.Conditional, vae.VAE):
@@ -61,6 +61,8 @@ class GridVAE(conditional.Conditional, vae.VAE):
     @classmethod
     def check(cls, config: vae.Config) -> None:
         super().check(config)
+        if config.prior_width % Block.HEADS:
+            raise vae.VAEError(f"prior_width must be a multiple of {Block.HEADS}.")
         if config.global_dim and config.global_dim % config.latent_dim:
             raise vae.VAEError(f"global_dim must be a multiple of latent_dim, {config.latent_dim}.")
 

@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
 def runs_root() -> Path:
     """Where runs are kept: $VAE_RUNS, else runs/ in the project."""
-    return Path(os.environ.get("VAE_RUNS") or ROOT / "runs")
+    return Path(os.path.expanduser(os.environ.get("VAE_RUNS") or ROOT / "runs"))
 
 
 # ── Training ──
@@ -69,6 +69,9 @@ def train_run(
     """
     folder = Path(folder or run_folder(config, data))
     folder.mkdir(parents=True, exist_ok=True)
+    before = read_any_record(folder) if resume else None
+    if before and not same_run(before, config, data):
+        raise another_run(folder)
     model = vae.build_model(config)
     record = first_record(model.config, data, model)
     start = unfinished_run(folder, config, data) if resume else None
@@ -183,7 +186,10 @@ def unfinished_run(
     if unfinished is None:
         return None
     record = unfinished["record"]
-    if not same_run(record, config, data):
+    stage = record["history"][-1].get("stage")
+    of_today = "result" in unfinished["state"]  # and not of an earlier version
+    known = stage in vae.MODELS[config.model].stages(config.resolved())
+    if not (same_run(record, config, data) and of_today and known):
         raise another_run(folder)
     epochs = len(record["history"])
     print(f"{folder}: going on after epoch {epochs} of {all_epochs(config.resolved())}", flush=True)
@@ -279,7 +285,7 @@ def load_or_train(config: vae.Config, data: vae.ImageData, *, weights: bool = Tr
     """
     config, run = config.resolved(), None
     if not env_flag("VAE_TRAIN"):
-        run = own_run(config, data) or released_run(config, data, weights)
+        run = own_run(config, data) or released_run(config, weights)
     run = run or train_run(config, data)
     if run.record["data"]["fingerprint"] != data.fingerprint:
         print(
@@ -309,7 +315,7 @@ def own_run(config: vae.Config, data: vae.ImageData) -> Run | None:
     return None
 
 
-def released_run(config: vae.Config, data: vae.ImageData, weights: bool = True) -> Run | None:
+def released_run(config: vae.Config, weights: bool = True) -> Run | None:
     """A released run of this config, whatever copy or subset of the data set it saw."""
     for path in sorted(RELEASED.glob("*/model.json")):
         try:
@@ -329,17 +335,24 @@ def released_run(config: vae.Config, data: vae.ImageData, weights: bool = True) 
 def finished_run(folder: Path, config: vae.Config, data: vae.ImageData) -> Run | None:
     """The run in a folder, if it is finished; None if it is not, or there is none.
 
-    Raises VAEError when it is another run than the one asked for: nothing is overwritten.
+    Raises VAEError when it is another run than the one asked for, or damaged: nothing is
+    overwritten. Of a released run the record alone may be there.
     """
-    record = read_any_record(folder)
-    if record is None:
-        return None
-    if not same_run(record, config, data):
-        raise another_run(folder)
-    if "test" not in record:
-        return None
-    has_weights = (folder / "model.safetensors").is_file()
-    model = vae.load_checkpoint(folder)[0] if has_weights else None
+    try:
+        unfinished = read_unfinished(folder)
+        if not unfinished and not (folder / "model.json").is_file():
+            return None
+        record = unfinished["record"] if unfinished else vae.read_record(folder)[1]
+        if not same_run(record, config, data):
+            raise another_run(folder)
+        if "test" not in record:
+            return None
+        alone = (
+            not (folder / "model.safetensors").is_file() and RELEASED in folder.resolve().parents
+        )
+        model = None if alone else vae.load_checkpoint(folder)[0]
+    except vae.CheckpointError as err:
+        raise vae.VAEError(f"{err} Begin anew there with --overwrite.") from None
     return Run(config.resolved(), model, record, "finished before")
 
 

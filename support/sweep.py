@@ -146,6 +146,7 @@ def train(trial: optuna.Trial, space: Space, make_config: Callable, data: vae.Im
         return history[-1]["val_reconstruction_nats"] + history[-1]["val_kl_nats"]
 
     def after_epoch(history: list[dict]) -> None:
+        print(f"  {runs.epoch_line(history[-1], config)}", flush=True)
         trial.report(total(history), len(history))
         if len(history) < runs.all_epochs(config) and trial.should_prune():
             raise optuna.TrialPruned(f"pruned after epoch {len(history)}")

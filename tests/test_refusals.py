@@ -151,3 +151,8 @@ def test_several_processes_are_refused_for_a_sweep(monkeypatch):
     monkeypatch.setattr(train, "processes", lambda: (0, 2))
     with refused(vae.VAEError, "without torchrun"):
         train.main(["--sweep", "beta=1,2"])
+
+
+def test_a_prior_that_attention_cannot_divide_is_refused():
+    with refused(vae.VAEError, "a multiple of 4"):
+        vae.Config(model="vq_vae", prior_width=5).resolved()

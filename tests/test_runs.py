@@ -310,3 +310,24 @@ def test_released_weights_serve_where_the_reader_has_none(few, config, capsys):
     assert run.model is None
     assert run.record["test"] == released.record["test"]
     assert runs.load_or_train(config, few).origin == "trained now"
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", [cut, None])
+def test_a_finished_run_that_is_damaged_is_refused_and_kept(few, config, folder, file, damage):
+    runs.train_run(config, few, folder)
+    if damage:
+        change(folder / file, damage)
+    elif file == "model.json":
+        return  # without a record there is no run
+    else:
+        (folder / file).unlink()
+    with refused(vae.VAEError, "--overwrite"):
+        runs.finished_run(folder, config, few)
+
+
+def test_a_finished_run_of_other_settings_is_not_trained_over(few, config, folder):
+    first = runs.train_run(config, few, folder)
+    with refused(vae.VAEError, "--overwrite"):
+        runs.train_run(dataclasses.replace(config, beta=2.0), few, folder)
+    assert same_weights(vae.load_checkpoint(folder)[0], first.model)
