@@ -228,8 +228,12 @@ def test_the_cache_prunes_what_was_used_longest_ago_and_says_so(tmp_path, monkey
     load_folder(tmp_path / "a")  # used again
     monkeypatch.setattr(cache, "LARGEST_CACHE", 3 * files["a"].stat().st_size + 100)
     capsys.readouterr()
+    foreign = tmp_path / "cache" / "llama.safetensors"  # larger and older, and not of this cache
+    foreign.write_bytes(bytes(10 * files["a"].stat().st_size))
+    os.utime(foreign, (1, 1))
     load_folder(painting.paint_noise(tmp_path / "d", 10))
-    kept = {*(tmp_path / "cache").iterdir()}
+    assert foreign.exists()
+    kept = {*(tmp_path / "cache").iterdir()} - {foreign}
     assert files["a"] in kept and files["b"] not in kept and files["c"] in kept and len(kept) == 3
     said = [line for line in capsys.readouterr().out.splitlines() if "cache" in line]
     assert len(said) == 1 and "longest ago" in said[0]
