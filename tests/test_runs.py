@@ -312,14 +312,13 @@ def test_released_weights_serve_where_the_reader_has_none(few, config, capsys):
     assert runs.load_or_train(config, few).origin == "trained now"
 
 
-@pytest.mark.parametrize("file", ["model.json", "model.safetensors"])
-@pytest.mark.parametrize("damage", [cut, None])
+@pytest.mark.parametrize(
+    "file, damage", [("model.json", cut), ("model.safetensors", cut), ("model.safetensors", None)]
+)
 def test_a_finished_run_that_is_damaged_is_refused_and_kept(few, config, folder, file, damage):
     runs.train_run(config, few, folder)
     if damage:
         change(folder / file, damage)
-    elif file == "model.json":
-        return  # without a record there is no run
     else:
         (folder / file).unlink()
     with refused(vae.VAEError, "--overwrite"):
