@@ -155,6 +155,9 @@ class Config:
     prior_width: int | None = option(
         None, "width of the transformer that is a learned prior (192 when not given)",
         only_with={"model": GRIDS})
+    prior_dropout: float = option(
+        0.0, "share of a learned prior's activations that each step leaves out while it learns; "
+        "with few images 0.1 lets it learn longer", low=0, high=0.9, only_with={"model": GRIDS})
     global_dim: int | None = option(
         None, "numbers of a code of the whole image beside those of the places, which learns alone "
         "in the first third of the epochs (grid_vae; when not given 128, or the next smaller "
@@ -638,7 +641,12 @@ class VAE(nn.Module):
     def draw_codes(
         self, n: int, *, condition: Tensor | None = None, seed: int = 0, **region
     ) -> Tensor:
-        """n codes (n, D) of the prior, or of another region: see sample_latents."""
+        """n codes (n, D) of the prior, or of another region: see sample_latents.
+
+        Raises VAEError for what only a learned prior takes.
+        """
+        for name in sorted(region.keys() & {"guidance", "without", "top_k"}):
+            raise VAEError(f"{name} is for a model that learned its prior, grid_vae or vq_vae.")
         return sample_latents(n, self.latent_size, seed=seed, **region)
 
     def describe_codes(self, mu: Tensor) -> dict[str, float]:
@@ -1242,11 +1250,14 @@ def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) ->
     """Decode n codes of a region (see sample_latents) → float (n, C, H, W) in [0, 1].
 
     A conditional model wants n labels. A model with a learned prior can be given them, and 0.5
-    leaves one open; in place of a region it takes seed, temperature and (vq_vae) top_k.
+    leaves one open; in place of a region it takes seed, temperature, (vq_vae) top_k, and guidance:
+    above 0 its samples follow the labels more closely, see GridVAE.draw_codes.
     Raises VAEError for n below 1.
     """
     if n < 1:
         raise VAEError(f"The number of samples must be 1 or more, not {n}.")
+    if region.get("without") is not None:
+        region["without"] = model.condition(region["without"])
     z = model.draw_codes(n, condition=model.condition(labels), **region)
     return decode_images(model, z, labels)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import vae_helpers as vae
 from base.files import ROOT
-from support import metrics, report, runs
+from support import metrics, recognition, report, runs
 from support.disentanglement import disentanglement
 
 FIGURES = ROOT / "figures"
@@ -44,31 +44,32 @@ def chosen(description: str, choices: Sequence[str]) -> list[str]:
     return [choice for choice in choices if choice in names or not names]
 
 
-def measure(run: runs.Run, data: vae.ImageData, compared: int) -> dict:
-    """Test numbers of one run, units in the keys.
-
-    ffd_* are Fréchet feature distances to the first `compared` test images, or to all if there are
-    fewer.
-    """
+def measure(run: runs.Run, data: vae.ImageData) -> dict:
+    """Test numbers of one run, units in the keys."""
     model, test, val = run.model, data.test, data.val
-    real, labels = test.images[:compared], test.labels[:compared]
-    sets = {"real_train": data.train.images[: len(real)]}
-    if model.learned_prior and run.config.prior_epochs == 0:
-        # Its prior has learned nothing yet, so there is nothing to be drawn from it.
-        mu, _ = vae.encode_images(model, real, labels)
-        sets["reconstructions"] = vae.decode_images(model, mu, labels)
-    else:
-        sets |= metrics.picture_sets(model, data, len(real))
-    result = metrics.picture_metrics(sets["reconstructions"], real)
-    result |= vae.evaluate(model, *test)  # its squared error is of all test images
+    mu, _ = vae.encode_images(model, *test)
+    x_hat = vae.decode_images(model, mu, test.labels)
+    result = metrics.picture_metrics(x_hat, test.images) | vae.evaluate(model, *test)
     if model.has_rate:
         tuning, tuning_labels = val.images[:1000], val.labels[:1000]
         result |= metrics.bits_per_dim(model, test.images, tuning, test.labels, tuning_labels)
-    net = metrics.load_feature_net(data.name)
-    result |= metrics.distances(net, real, sets, "ffd")
     if data.name == "shapes" and not (model.conditional or model.learned_prior):
         for key, value in disentanglement(model, seed=0).items():
             result[f"disentanglement_{key}"] = value
-    result |= {"parameters": vae.count_parameters(model), "compared": len(real)}
-    result |= {"train_images": len(data.train.images)}
+    result |= {"parameters": vae.count_parameters(model), "train_images": len(data.train.images)}
     return result | {key: run.record[key] for key in ("seconds", "hardware")}
+
+
+def compare(run: runs.Run, data: vae.ImageData, compared: int) -> dict[str, float]:
+    """How near the pictures of a run are to real ones, or how often there is a face in them.
+
+    ffd_* are Fréchet feature distances to the first `compared` test images, or to all if there are
+    fewer; found_* are of faces.
+    """
+    real = data.test.images[:compared]
+    sets = metrics.picture_sets(run.model, data, len(real))
+    if data.name == "celeba":
+        return recognition.faces(real, sets)
+    sets["real_train"] = data.train.images[: len(real)]
+    net = metrics.load_feature_net(data.name)
+    return {"compared": len(real)} | metrics.distances(net, real, sets, "ffd")

@@ -24,7 +24,16 @@ from torch import Tensor
 
 import vae_helpers as vae
 from base.figure_style import LEFT
-from reproduce.common import CHECKPOINTS, FIGURES, chosen, load_models, measure, read_json, save
+from reproduce.common import (
+    CHECKPOINTS,
+    FIGURES,
+    chosen,
+    compare,
+    load_models,
+    measure,
+    read_json,
+    save,
+)
 from reproduce.theory import PAIR
 from support import conditional, disentanglement, metrics, report, runs
 
@@ -111,7 +120,7 @@ def train_and_measure(names: list[str]) -> tuple[dict[str, vae.VAE], dict[str, v
         models[name] = run.model
         results = measured()
         if name not in results or run.origin == "trained now":
-            results[name] = measure(run, data, COMPARED)
+            results[name] = measure(run, data) | compare(run, data, COMPARED)
             order = sorted(results, key=list(ENTRIES).index)
             vae.write_json(FIGURES / "gallery.json", {key: results[key] for key in order})
     return models, sets
@@ -216,8 +225,14 @@ def draw_tasks() -> None:
 GRIDS = {"cifar10": "cifar10_grid", "celeba": "celeba_grid"}
 ASKED = ("Smiling,-Male", "-Smiling,-Male", "Smiling,Male", "-Smiling,Male", "Blond_Hair",
          "Black_Hair,-Male", "Eyeglasses", "Wearing_Hat")  # fmt: skip
-STRENGTH = 1.5  # with which labels are asked for, see conditional.labels_of
-TEMPERATURES = {"cifar10": (1.0, 0.8), "celeba": (1.0, 0.5)}
+# File → how its samples are drawn.
+SHEETS = {
+    "cifar10": {"grid_cifar10.png": {}, "grid_cifar10_guided.png": {"guidance": 2.0}},
+    "celeba": {
+        "grid_celeba.png": {},
+        "grid_celeba_guided.png": {"guidance": 1.0, "temperature": 0.7},
+    },
+}
 PER_ROW = {"cifar10": 10, "celeba": 8}
 SAMPLES = 200  # samples, and test images, whose nearest training image is looked for
 
@@ -227,9 +242,8 @@ def draw_grids() -> None:
     for dataset, folder in GRIDS.items():
         data = vae.load_dataset(dataset)
         model, records[dataset] = vae.load_checkpoint(CHECKPOINTS / folder)
-        for temperature in TEMPERATURES[dataset]:
-            figure = plot_sheet(model, data, temperature)
-            save(figure, f"grid_{dataset}_{temperature:g}.png")
+        for name, way in SHEETS[dataset].items():
+            save(plot_sheet(model, data, way), name)
         figure, numbers[dataset] = nearest_images(model, data)
         save(figure, f"grid_{dataset}_nearest.png")
     vae.write_json(FIGURES / "grid.json", numbers)
@@ -240,16 +254,16 @@ def draw_grids() -> None:
     (FIGURES / "morph.gif").write_bytes(film(model, data.test.images[:10]))
 
 
-def plot_sheet(model: vae.VAE, data: vae.ImageData, temperature: float) -> Figure:
+def plot_sheet(model: vae.VAE, data: vae.ImageData, way: dict[str, float]) -> Figure:
     """A class, or what attributes ask for, in each row."""
     n = PER_ROW[data.name]
     rows = {}
     for text in data.class_names or ASKED:
-        labels = conditional.labels_of(data, text, n, strength=STRENGTH)
+        labels, without = conditional.labels_of(data, text, n)
         name = text.replace("-", "not ").replace(",", ", ").replace("_", " ")
-        rows[name] = vae.sample_images(model, n, labels, seed=0, temperature=temperature)
-    title = f"Samples of the learned prior at temperature {temperature:g}: {data.title}"
-    return vae.plot_rows(rows, title)
+        rows[name] = vae.sample_images(model, n, labels, seed=0, without=without, **way)
+    how = ", ".join(f"{name} {value:g}" for name, value in ({"temperature": 1.0} | way).items())
+    return vae.plot_rows(rows, f"Samples of the learned prior, {how}: {data.title}")
 
 
 def pixels(images: Tensor) -> Tensor:

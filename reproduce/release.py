@@ -7,11 +7,10 @@
 Finished runs in runs/ are used again, so it can be stopped and started at will; `make release`
 trains most of them in the notebooks first.
 
-Released are: of one seed of each model the weights, in half precision; of the other seeds, and of
-the faces' grid without a code of the whole image, the record alone (config, history, test numbers).
-metrics.json is what evaluate.py measures on the released weights, some five minutes for each
-model. "ablation" is what each choice is worth on CIFAR-10: its numbers go to
-checkpoints/ablation.json.
+Released are: of one seed of each model the weights, in half precision; of the other seeds the
+record alone (config, history, test numbers). metrics.json is what evaluate.py measures on the
+released weights, some five minutes for each model, half an hour for a grid. "ablation" is what
+each choice is worth on CIFAR-10: its numbers go to checkpoints/ablation.json.
 """
 
 from __future__ import annotations
@@ -28,17 +27,16 @@ from support import runs
 
 # ── What is released ────────────────────────────────────────────────────────────────────────────
 
-# The record alone is kept, for docs/results.md to show what the code of the whole image is worth.
-WITHOUT_WEIGHTS = "celeba_grid_alone"
 MEASURED = (
     "cifar10_conv",
+    "cifar10_fc",
+    "cifar10_fc3x",
     "cifar10_conv_sigma",
     "cifar10_best",
     "cifar10_grid",
     "celeba_conv",
     "celeba_best",
     "celeba_grid",
-    WITHOUT_WEIGHTS,
 )
 # As many parameters as the convolutional model, and three times as many.
 FC_WIDTHS = {"cifar10_fc": 172, "cifar10_fc3x": 491}
@@ -88,19 +86,16 @@ def released_configs(sets: dict[str, vae.ImageData]) -> dict[str, vae.Config]:
     grid = vae.PRESETS["grid"]
     configs["cifar10_grid"] = vae.config_for(cifar, **grid, epochs=5, prior_epochs=5)
     configs["celeba_grid"] = vae.config_for(faces, **grid, epochs=21, prior_epochs=25)
-    configs[WITHOUT_WEIGHTS] = vae.config_for(
-        faces, **grid, global_dim=0, epochs=15, prior_epochs=25
-    )
     for name, settings in shapes_choices().items():
         configs[name] = vae.config_for(shapes, **settings)
     return configs
 
 
 def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
-    """Write one folder: the weights and the record, or the record alone."""
+    """Write one folder: the weights and the record; of a further seed the record alone."""
     run = runs.load_or_train(config, data)
     folder = CHECKPOINTS / name
-    if config.seed or name == WITHOUT_WEIGHTS:
+    if config.seed:
         folder.mkdir(exist_ok=True)
         vae.write_json(folder / "model.json", run.record)
         return
@@ -112,11 +107,10 @@ def release(name: str, config: vae.Config, data: vae.ImageData) -> None:
     print(f"{name}: half precision changes the total by {change:+.4f} nats")
 
 
-def write_metrics(name: str, config: vae.Config) -> None:
-    """metrics.json of released weights, or of the run whose record alone is kept."""
-    own = runs.runs_root() / runs.run_name(config)
-    run = str(own) if name == WITHOUT_WEIGHTS else f"checkpoints/{name}"
-    vae.write_json(CHECKPOINTS / name / "metrics.json", evaluate.main(["--run", run]))
+def write_metrics(name: str) -> None:
+    """metrics.json of released weights."""
+    results = evaluate.main(["--run", f"checkpoints/{name}"])
+    vae.write_json(CHECKPOINTS / name / "metrics.json", results)
 
 
 # ── The ablation: what each choice is worth ─────────────────────────────────────────────────────
@@ -179,7 +173,7 @@ def ablate(data: vae.ImageData) -> None:
             if str(seed) in results.get(name, {}) or (seed and name in CODES):
                 continue
             run = runs.load_or_train(vae.config_for(data, **settings, seed=seed), data)
-            numbers = measure(run, data, len(data.test.images))
+            numbers = measure(run, data)
             results.setdefault(name, {})[str(seed)] = numbers
             content = {
                 "data": data.title,
@@ -217,9 +211,8 @@ def main() -> None:
             continue
         if not arguments.measure:
             release(name, configs[name], sets[configs[name].dataset])
-        # The grid alone has no weights that could be measured later.
-        if name in MEASURED and not (arguments.measure and name == WITHOUT_WEIGHTS):
-            write_metrics(name, configs[name])
+        if name in MEASURED:
+            write_metrics(name)
 
 
 if __name__ == "__main__":

@@ -77,17 +77,17 @@ TASK1 = {
 }
 TITLES = {
     "cifar10_conv": "CIFAR-10, the assignment's (BCE)",
+    "cifar10_fc": "CIFAR-10, fully connected",
+    "cifar10_fc3x": "CIFAR-10, fully connected, three times the size",
     "cifar10_conv_sigma": "CIFAR-10, calibrated σ alone",
     "cifar10_best": "CIFAR-10, `best`",
     "cifar10_grid": "CIFAR-10, `grid`",
     "celeba_conv": "CelebA, squared error",
     "celeba_best": "CelebA, `best`",
     "celeba_grid": "CelebA, `grid`",
-    "celeba_grid_alone": "CelebA, `grid`, no code of the whole image",
 }
-QUALITY = ("cifar10_conv", "cifar10_conv_sigma", "cifar10_best", "celeba_conv", "celeba_best")
-PRIORS = ("cifar10_conv", "cifar10_best", "cifar10_grid", "celeba_conv", "celeba_best",
-          "celeba_grid")  # fmt: skip
+CIFAR = ("cifar10_conv", "cifar10_conv_sigma", "cifar10_best", "cifar10_grid")
+FACES = ("celeba_conv", "celeba_best", "celeba_grid")
 PARAMETERS = {"parameters": "parameters:,"}
 LOSSES = {
     "reconstruction (nats)": "reconstruction_nats:,.1f",
@@ -96,11 +96,20 @@ LOSSES = {
     "MSE": "mse:.4f",
 }
 CODES = {"KL (nats)": "kl_nats:,.1f", "MSE": "mse:.4f", "bits/dim": "bits_per_dim:.2f"}
-RECONSTRUCTIONS = {"reconstructions": "ffd_reconstructions:,.0f"}
-SAMPLES = {"samples, prior": "ffd_samples_prior:,.0f"}
-MIDPOINTS = {
-    "midpoints, linear": "ffd_midpoints_linear:,.0f",
-    "midpoints, spherical": "ffd_midpoints_spherical:,.0f",
+# What evaluate.py measures of sets of pictures: their distances, or where a face is found.
+PICTURES = {
+    "real images": "real",
+    "reconstructions": "reconstructions",
+    "N(0, I)": "samples_normal_prior",
+    "one Gaussian": "samples_gaussian",
+    "learned prior": "samples_learned_prior",
+    "midpoints, linear": "midpoints_linear",
+    "midpoints, spherical": "midpoints_spherical",
+}
+WAYS = {
+    "as it learned": "samples_prior",
+    **{f"guidance {w}": f"samples_guidance_{w}" for w in (1, 2, 3, 4)},
+    **{f"temperature {t}": f"samples_temperature_{t}" for t in (0.9, 0.7, 0.5)},
 }
 
 
@@ -127,11 +136,50 @@ def measured(name: str) -> dict:
             speed = math.sqrt(numbers[f"ppl_{method}"])
             error = numbers[f"ppl_{method}_se"] / (2 * speed)
             numbers[f"speed_{method}"] = f"{speed:.1f} ± {error:.1f}"
-    # A prior that is not learned is N(0, I) itself.
-    numbers.setdefault("ffd_samples_normal_prior", numbers["ffd_samples_prior"])
-    if "ffd_samples_temperature_0.9" in numbers:
-        numbers["ffd_samples_learned_prior"] = numbers["ffd_samples_prior"]
+    numbers["ffd_real"] = numbers.get("ffd_real_train")
+    for unit in ("ffd", "found"):
+        prior = numbers.get(f"{unit}_samples_prior")
+        # A prior that is not learned is N(0, I) itself.
+        if f"{unit}_samples_gaussian" in numbers:
+            numbers[f"{unit}_samples_normal_prior"] = prior
+        else:
+            numbers[f"{unit}_samples_learned_prior"] = prior
     return numbers
+
+
+def in_percent(numbers: dict, key: str) -> str | None:
+    """A share with its standard error, like "97.0 ± 0.5%"; None where it was not measured."""
+    if key not in numbers:
+        return None
+    error = f" ± {100 * numbers[f'{key}_se']:.1f}" if f"{key}_se" in numbers else ""
+    return f"{100 * numbers[key]:.1f}{error}%"
+
+
+def of_sets(names: tuple[str, ...], unit: str) -> Table:
+    """What was measured of the pictures of these models, a column for each kind of picture."""
+    rows = {}
+    for name in names:
+        numbers = measured(name)
+        if unit != "ffd":
+            for which in PICTURES.values():
+                numbers[f"{unit}_{which}"] = in_percent(numbers, f"{unit}_{which}")
+        rows[TITLES[name]] = numbers
+    style = ":,.0f" if unit == "ffd" else ""
+    return Table("model", rows, {title: f"{unit}_{key}{style}" for title, key in PICTURES.items()})
+
+
+def of_ways(name: str, columns: dict[str, str]) -> Table:
+    """What guidance and temperature do to samples, beside real images and reconstructions."""
+    numbers = measured(name)
+    sets = {"real images": "real", "reconstructions": "reconstructions"} | WAYS
+    rows = {}
+    for title, key in sets.items():
+        rows[title] = {
+            "distance": numbers.get(f"ffd_{key}"),
+            "found": in_percent(numbers, f"found_{key}"),
+            "recognised": in_percent(numbers, f"recognised_{key}"),
+        }
+    return Table("", rows, columns)
 
 
 def of_ablation(corner: str, names: dict[str, dict], columns: dict[str, str]) -> Table:
@@ -147,9 +195,10 @@ def of_ablation(corner: str, names: dict[str, dict], columns: dict[str, str]) ->
 
 def results_tables() -> dict[str, Table]:
     task1 = task1_records()
-    quality = {TITLES[name]: measured(name) for name in QUALITY}
-    priors = {TITLES[name]: measured(name) for name in PRIORS}
-    grid_alone = {TITLES["celeba_grid_alone"]: measured("celeba_grid_alone")}
+    models = {}
+    for name in CIFAR + FACES:
+        models[TITLES[name]] = numbers = measured(name)
+        numbers["found"] = in_percent(numbers, "found_samples_prior")
     return {
         "short_results": Table("model", task1, PARAMETERS | LOSSES),
         "results": Table("model", task1, PARAMETERS | LOSSES | {
@@ -157,53 +206,39 @@ def results_tables() -> dict[str, Table]:
             "active dimensions": "active_dims:,.0f",
             "training (s)": "seconds:,.0f",
         }),
-        "short_quality": Table("model", priors, {
+        "short_quality": Table("model", models, {
             "MSE": "mse:.4f",
             "bits/dim": "bits_per_dim:.2f",
-            "distance of reconstructions": "ffd_reconstructions:,.0f",
-            "distance of samples": "ffd_samples_prior:,.0f",
+            "distance of samples from photographs": "ffd_samples_prior:,.0f",
+            "samples with a face": "found",
         }),
-        "quality": Table("model", quality, PARAMETERS | {
-            "KL (nats)": "kl_nats:.1f",
+        "quality": Table("model", models, PARAMETERS | {
+            "training (s)": "seconds:,.0f",
+            "KL, or rate (nats)": "kl_nats:,.1f",
             "bits/dim": "bits_per_dim:.2f",
             "MSE": "mse:.4f",
             "PSNR (dB)": "psnr_db:.1f",
             "SSIM": "ssim:.3f",
-            "real (floor)": "ffd_real_train:,.0f",
-            **RECONSTRUCTIONS,
-            **SAMPLES,
-            "samples, mixture": "ffd_samples_mixture:,.0f",
-            **MIDPOINTS,
         }),
-        "paths": Table("model", quality, {
+        "distances": of_sets(("cifar10_fc", "cifar10_fc3x", *CIFAR), "ffd"),
+        "faces": of_sets(FACES, "found"),
+        "guidance": of_ways("cifar10_grid", {
+            "class recognised": "recognised", "distance": "distance:,.0f"
+        }),
+        "guidance_faces": of_ways("celeba_grid", {
+            "attribute recognised": "recognised", "a face is found": "found"
+        }),
+        "paths": Table("model", models, {
             "speed, linear": "speed_linear",
             "unevenness, linear": "step_unevenness_linear:.3f",
             "speed, spherical": "speed_spherical",
             "unevenness, spherical": "step_unevenness_spherical:.3f",
         }),
-        "prior": Table("model", priors | grid_alone, PARAMETERS | {
-            "training (s)": "seconds:,.0f",
-            "rate (nats)": "kl_nats:,.1f",
-            "bits/dim": "bits_per_dim:.2f",
-            "MSE": "mse:.4f",
-            "real (floor)": "ffd_real_train:,.0f",
-            **RECONSTRUCTIONS,
-            "samples of N(0, I)": "ffd_samples_normal_prior:,.0f",
-            "of a mixture of ten Gaussians": "ffd_samples_mixture:,.0f",
-            "of the learned prior": "ffd_samples_learned_prior:,.0f",
-            "at temperature 0.9": "ffd_samples_temperature_0.9:,.0f",
-            "at 0.8": "ffd_samples_temperature_0.8:,.0f",
-            "at 0.5": "ffd_samples_temperature_0.5:,.0f",
-        }),
-        # Without samples of the mixture, which were drawn with another sampler than today's.
-        "ablation": of_ablation(
-            "change", release.CHANGES, CODES | RECONSTRUCTIONS | SAMPLES | MIDPOINTS
-        ),
+        "ablation": of_ablation("change", release.CHANGES, CODES),
         "networks": of_ablation("model", release.NETWORKS, {
-            "total (nats)": "total_nats:,.1f", "MSE": "mse:.4f", **RECONSTRUCTIONS, **SAMPLES,
+            "total (nats)": "total_nats:,.1f", "MSE": "mse:.4f"
         }),
-        # Without samples: these models have no prior yet.
-        "codes": of_ablation("grid of codes", release.CODES, CODES | RECONSTRUCTIONS),
+        "codes": of_ablation("grid of codes", release.CODES, CODES),
     }  # fmt: skip
 
 

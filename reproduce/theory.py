@@ -189,9 +189,9 @@ def question_3() -> Answer:
         codes = where_codes_lie(model, images)
         quoted = ("mean_norm", "code_std", "variance_max", "directions")
         numbers[name] = {key: codes[key] for key in quoted}
-        gaussian = metrics.fit_mixture(vae.sample_codes(model, data.train.images), components=1)
+        gaussian = metrics.fit_gaussian(vae.sample_codes(model, data.train.images))
         prior = vae.sample_latents(len(images), model.latent_size, seed=0)
-        fitted = metrics.sample_mixture(gaussian, len(images))
+        fitted = metrics.sample_gaussian(gaussian, len(images))
         for source, z in (("prior", prior), ("fitted", fitted)):
             samples = vae.decode_images(model, z)
             numbers[name][f"{source}_contrast"] = vae.contrast(samples).mean().item()

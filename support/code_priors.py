@@ -12,6 +12,25 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
+class Dropout(nn.Module):
+    """While training, a share of the numbers becomes 0, and the others make up for them.
+
+    Unlike nn.Dropout it draws from the generator of the training, so that a run that was cut off
+    goes on as if it had not been.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+        self.noise: torch.Generator | None = None
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not (self.training and self.share):
+            return h
+        kept = torch.rand(h.shape, generator=self.noise, device=h.device) >= self.share
+        return h * kept / (1 - self.share)
+
+
 class Block(nn.Module):
     """A layer of a transformer: causal attention, then two linear layers (Vaswani et al. 2017).
 
@@ -20,8 +39,9 @@ class Block(nn.Module):
 
     HEADS = 4
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, drop: Dropout):
         super().__init__()
+        self.drop = drop
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -44,8 +64,8 @@ class Block(nn.Module):
         slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
         with sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext():
             attention = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
-        h = h + self.out(attention.transpose(1, 2).flatten(2))
-        return h + self.mlp(self.norm2(h))
+        h = h + self.drop(self.out(attention.transpose(1, 2).flatten(2)))
+        return h + self.drop(self.mlp(self.norm2(h)))
 
 
 class CausalTransformer(nn.Module):
@@ -57,12 +77,13 @@ class CausalTransformer(nn.Module):
 
     LAYERS = 4
 
-    def __init__(self, places: int, width: int, conditions: int):
+    def __init__(self, places: int, width: int, conditions: int, dropout: float = 0.0):
         super().__init__()
+        self.drop = Dropout(dropout)
         self.bos = nn.Parameter(torch.zeros(width))  # stands before the first place
         self.position_embedding = nn.Parameter(torch.randn(places, width) * 0.02)
         self.condition = nn.Linear(conditions, width, bias=False) if conditions else None
-        self.blocks = nn.ModuleList([Block(width) for _ in range(self.LAYERS)])
+        self.blocks = nn.ModuleList([Block(width, self.drop) for _ in range(self.LAYERS)])
         self.norm = nn.LayerNorm(width)
         # A sum of many branches starts small (Radford et al. 2019, section 2.3).
         for block in self.blocks:
@@ -78,7 +99,10 @@ class CausalTransformer(nn.Module):
         raise NotImplementedError
 
     def draw(self, h: Tensor, generator: torch.Generator, **choices) -> Tensor:
-        """Codes of one place, given what is said of it, h (N, 1, W)."""
+        """Codes of one place, given what is said of it, h (N, 1, W).
+
+        With guidance the choices hold h_without, what the other walk says of it.
+        """
         raise NotImplementedError
 
     def positions(self, n: int, condition: Tensor | None) -> Tensor:
@@ -103,28 +127,63 @@ class CausalTransformer(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, generator: torch.Generator, condition: Tensor | None = None, **choices
+        self,
+        n: int,
+        generator: torch.Generator,
+        condition: Tensor | None = None,
+        *,
+        guidance: float = 0.0,
+        without: Tensor | None = None,
+        **choices,
     ) -> Tensor:
-        """n grids of codes, place after place, with a cache of keys: (n, T) or (n, T, C)."""
-        width = len(self.bos)
-        empty = self.bos.new_zeros(n, Block.HEADS, 0, width // Block.HEADS)
-        caches = [[empty, empty] for _ in self.blocks]
+        """n grids of codes, place after place: (n, T) or (n, T, C).
+
+        With guidance w above 0 the codes of each place are drawn in proportion to
+        p(code | condition) * (p(code | condition) / p(code | without))^w: what the condition says,
+        and `without` does not, counts more (Ho & Salimans 2022, "Classifier-Free Diffusion
+        Guidance"; for densities Tschannen et al. 2024).
+        """
+        told = Walk(self, n, condition)
+        not_told = Walk(self, n, without) if guidance else None
         token = self.bos.expand(n, 1, -1)
         grid = []
-        for position in self.positions(n, condition).split(1, dim=1):
-            h = token + position
-            for block, cache in zip(self.blocks, caches):
-                h = block(h, cache)
-            grid.append(self.draw(self.norm(h), generator, **choices))
+        for place in range(len(self.position_embedding)):
+            h = told.step(place, token)
+            if not_told:
+                choices |= {"guidance": guidance, "h_without": not_told.step(place, token)}
+            grid.append(self.draw(h, generator, **choices))
             token = self.token(grid[-1])
         return torch.cat(grid, dim=1)
+
+
+class Walk:
+    """One walk of a transformer over the places, which keeps the keys and values of those behind.
+
+    It is told one condition, (n, A) or None, on the whole way.
+    """
+
+    def __init__(self, prior: CausalTransformer, n: int, condition: Tensor | None):
+        self.prior = prior
+        self.positions = prior.positions(n, condition)
+        width = len(prior.bos)
+        empty = prior.bos.new_zeros(n, Block.HEADS, 0, width // Block.HEADS)
+        self.caches = [[empty, empty] for _ in prior.blocks]
+
+    def step(self, place: int, token: Tensor) -> Tensor:
+        """The token before a place, (n, 1, W) → what is said of that place, (n, 1, W)."""
+        h = token + self.positions[:, place : place + 1]
+        for block, cache in zip(self.prior.blocks, self.caches):
+            h = block(h, cache)
+        return self.prior.norm(h)
 
 
 class CodePrior(CausalTransformer):
     """Of codes out of a codebook, (N, T): each place has a probability for every code."""
 
-    def __init__(self, places: int, codes: int, width: int, conditions: int = 0):
-        super().__init__(places, width, conditions)
+    def __init__(
+        self, places: int, codes: int, width: int, conditions: int = 0, dropout: float = 0.0
+    ):
+        super().__init__(places, width, conditions, dropout)
         self.tokens = nn.Embedding(codes, width)
         self.head = nn.Linear(width, codes)
         nn.init.normal_(self.tokens.weight, std=0.02)
@@ -142,8 +201,14 @@ class CodePrior(CausalTransformer):
         generator: torch.Generator,
         temperature: float = 1.0,
         top_k: int | None = None,
+        guidance: float = 0.0,
+        h_without: Tensor | None = None,
     ) -> Tensor:
-        logits = self.head(h)[:, 0].float() / temperature
+        logits = self.head(h)[:, 0].float()
+        if guidance:
+            without = self.head(h_without)[:, 0].float()
+            logits = without + (1 + guidance) * (logits - without)
+        logits = logits / temperature
         if top_k:
             least = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, -math.inf)
@@ -157,9 +222,12 @@ class MixturePrior(CausalTransformer):
     """
 
     COMPONENTS = 16
+    CANDIDATES = 16  # of guidance
 
-    def __init__(self, places: int, channels: int, width: int, conditions: int = 0):
-        super().__init__(places, width, conditions)
+    def __init__(
+        self, places: int, channels: int, width: int, conditions: int = 0, dropout: float = 0.0
+    ):
+        super().__init__(places, width, conditions, dropout)
         self.channels = channels
         self.embed = nn.Linear(channels, width)
         self.head = nn.Linear(width, self.COMPONENTS * (1 + 2 * channels))
@@ -186,17 +254,35 @@ class MixturePrior(CausalTransformer):
     def nats_at(self, h: Tensor, codes: Tensor) -> Tensor:
         return -self.mixture(h).log_prob(codes.float())
 
-    def draw(self, h: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    def draw(
+        self,
+        h: Tensor,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        guidance: float = 0.0,
+        h_without: Tensor | None = None,
+    ) -> Tensor:
         """temperature: below 1 likely components come oftener, and codes are nearer to their means.
 
         The weights and each Gaussian are raised to the power 1 / temperature^2, which makes a
         Gaussian narrower by the factor temperature.
+
+        The density that guidance asks for is no mixture. So CANDIDATES are drawn from the one that
+        is, and one of them is kept, with a chance in proportion to (p / p without)^guidance.
         """
         mixture = self.mixture(h[:, 0])
         weights = (mixture.mixture_distribution.logits / temperature**2).softmax(1)
-        component = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        candidates = self.CANDIDATES if guidance else 1
+        component = torch.multinomial(weights, candidates, candidates > 1, generator=generator)
         normal = mixture.component_distribution.base_dist
-        rows = torch.arange(len(h), device=h.device)
+        rows = torch.arange(len(h), device=h.device)[:, None]
         mean, scale = normal.mean[rows, component], normal.stddev[rows, component]
         noise = torch.randn(mean.shape, generator=generator, device=h.device)
-        return (mean + temperature * scale * noise)[:, None]
+        codes = mean + temperature * scale * noise  # (N, candidates, C)
+        if not guidance:
+            return codes
+        first = codes.transpose(0, 1)  # as distributions of N places take them
+        ratio = mixture.log_prob(first) - self.mixture(h_without[:, 0]).log_prob(first)
+        chances = (guidance * ratio).softmax(0).T
+        kept = torch.multinomial(chances, 1, generator=generator)
+        return codes[rows, kept]

@@ -89,34 +89,40 @@ class CVAE(Conditional, vae.VAE):
 vae.MODELS["cvae"] = CVAE
 
 
-def labels_of(
-    data: vae.ImageData, text: str, n: int, *, strength: float = 1.0, seed: int = 0
-) -> Tensor:
-    """n labels that a text asks for, a class like "cat" or attributes like "Smiling,-Male": (n, A).
+def labels_of(data: vae.ImageData, text: str, n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """n labels that a text asks for, a class like "cat" or attributes like "Smiling,-Male".
 
     Attributes that it does not name are those of training images that have what it names, drawn
-    with the seed. A strength of 2 makes -0.5 and 1.5 of 0 and 1: twice as far from 0.5, which says
-    nothing to a learned prior. It then shows what was asked for more often, and exaggerates it.
+    with the seed. An empty text asks for nothing.
+
+    Returns the labels, (n, A), and the same without what was asked for: there they are 0.5, which
+    says nothing. Guidance of a learned prior takes both:
+    sample_images(model, n, labels, guidance=2.0, without=without).
 
     Raises VAEError for a name that the data set does not have, for two classes at once, and for
     attributes that no training image has together.
     """
     names = condition_names(data)
     if data.class_names:
+        if not text:
+            return torch.full((n, len(names)), 0.5), torch.full((n, len(names)), 0.5)
         if text not in names:
             raise vae.VAEError(f"There is no class {text!r}: give one name, of {', '.join(names)}.")
-        one = F.one_hot(torch.tensor(names.index(text)), len(names))
-        return 0.5 + strength * (one.expand(n, -1) - 0.5)
-    wanted = asked_attributes(text, names)
-    labels = data.train.labels
-    fits = torch.ones(len(labels), dtype=torch.bool)
+        labels = F.one_hot(torch.tensor(names.index(text)), len(names)).float().expand(n, -1)
+        return labels, torch.full_like(labels, 0.5)
+    wanted = asked_attributes(text, names) if text else {}
+    known = data.train.labels
+    fits = torch.ones(len(known), dtype=torch.bool)
     for name, value in wanted.items():
-        fits &= labels[:, names.index(name)].bool() == value
+        fits &= known[:, names.index(name)].bool() == value
     if not fits.any():
         raise vae.VAEError(f"No training image has {text} together: ask for less.")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(int(fits.sum()), (n,), generator=generator)
-    return 0.5 + strength * (labels[fits][drawn].float() - 0.5)
+    labels = known[fits][drawn].float()
+    without = labels.clone()
+    without[:, [names.index(name) for name in wanted]] = 0.5
+    return labels, without
 
 
 def asked_attributes(text: str, names: Sequence[str]) -> dict[str, bool]:

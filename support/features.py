@@ -6,6 +6,7 @@ one of the FID, for those who have it.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,31 +35,23 @@ def torchmetrics_package():
 
 
 class FeatureNet(nn.Module):
-    """A small network whose inner activations tell images apart.
+    """A small residual network that names classes or attributes, and tells images apart.
 
-    Four 3x3 convolutions. The features of an image are the mean activations of all four, from
-    edges and texture to classes (the last layer alone is nearly blind to blur), each divided by
-    its standard deviation over real training images (scale). It learned the classes of CIFAR-10,
-    or the attributes of faces, by `python -m reproduce.features`, and takes images of any size.
+    The features of an image are the mean activations of its four stages, from edges and texture to
+    classes (the last stage alone is nearly blind to blur), each divided by its standard deviation
+    over real training images (scale). It learned the classes of CIFAR-10, or the attributes of
+    faces, by `python -m reproduce.features`, and takes images of any size.
     """
 
-    WIDTHS = (16, 64, 128, 256)
+    WIDTHS = (32, 64, 128, 256)
 
     def __init__(self, outputs: int):
         super().__init__()
-        self.stages = nn.ModuleList()
-        channels = 3
-        for width in self.WIDTHS:
-            stride = 1 if channels == 3 else 2
-            self.stages.append(
-                nn.Sequential(
-                    nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(),
-                )
-            )
-            channels = width
-        self.head = nn.Linear(channels, outputs)
+        self.stages = nn.ModuleList([convolution(3, self.WIDTHS[0])])
+        for narrow, wide in itertools.pairwise(self.WIDTHS):
+            self.stages.append(nn.Sequential(convolution(narrow, wide, stride=2), Residual(wide)))
+        self.head = nn.Linear(self.WIDTHS[-1], outputs)
+        self.labels: tuple[str, ...] = ()  # the name of each output, where it is known
         self.register_buffer("scale", torch.ones(sum(self.WIDTHS)))
 
     def activations(self, x: Tensor) -> list[Tensor]:
@@ -75,8 +68,30 @@ class FeatureNet(nn.Module):
         return self.head(self.activations(x)[-1])
 
     def features(self, x: Tensor) -> Tensor:
-        """(N, 1 or 3, H, W) in [0, 1] → (N, 464), in standard deviations of real images."""
+        """(N, 1 or 3, H, W) in [0, 1] → (N, 480), in standard deviations of real images."""
         return torch.cat(self.activations(x), dim=1) / self.scale
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3, batch normalisation, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+class Residual(nn.Module):
+    """x + two convolutions of x (He et al. 2016)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            convolution(channels, channels), convolution(channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
 
 
 def load_feature_net(dataset: str = "cifar10") -> FeatureNet:
@@ -98,6 +113,7 @@ def load_feature_net(dataset: str = "cifar10") -> FeatureNet:
             f"with python -m reproduce.features {name}."
         ) from None
     net = FeatureNet(len(weights["head.bias"]))
+    net.labels = tuple(record.get("labels", ()))
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     net.eval().requires_grad_(False)
     return net.to(vae.get_device(), memory_format=torch.channels_last)
@@ -141,7 +157,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
     With Inception's features it is the FID (Heusel et al. 2017), with FeatureNet's we call it
     Fréchet feature distance: never compare the two. It falls with N, so compare only distances
-    from equally many images, and with that of real images to real images.
+    from equally many images, and with that of real images to real images. It sees the features of
+    a whole set, not what single pictures show: support/recognition.py asks that.
     """
     identity = nn.Identity()
     identity.num_features = real.shape[1]

@@ -80,7 +80,7 @@ class GridVAE(conditional.Conditional, vae.VAE):
     def make_prior(self) -> CausalTransformer:
         c = self.config
         tokens = self.latent_size // c.latent_dim
-        return MixturePrior(tokens, c.latent_dim, c.prior_width, c.conditions)
+        return MixturePrior(tokens, c.latent_dim, c.prior_width, c.conditions, c.prior_dropout)
 
     def make_global(self) -> None:
         """What reads the code of the whole image from the smallest feature maps, and writes it."""
@@ -215,6 +215,7 @@ class GridVAE(conditional.Conditional, vae.VAE):
     def forward(
         self, x: Tensor, noise: torch.Generator | None = None, condition: Tensor | None = None
     ) -> vae.Output:
+        self.prior.drop.noise = noise
         mu, logvar = self.encode(x)
         z = vae.reparameterize(mu, logvar, noise)
         if self.stage == "global":
@@ -278,6 +279,8 @@ class GridVAE(conditional.Conditional, vae.VAE):
         seed: int = 0,
         temperature: float = 1.0,
         top_k: int | None = None,
+        guidance: float = 0.0,
+        without: Tensor | None = None,
         **region,
     ) -> Tensor:
         """n codes (n, D) of the prior that the model learned.
@@ -285,8 +288,12 @@ class GridVAE(conditional.Conditional, vae.VAE):
         condition    (n, A), what the images shall show; None where that is left open
         temperature  below 1 the codes that are likely become likelier
         top_k        (vq_vae) only the k likeliest codes of each place are drawn
+        guidance     above 0 what the condition says counts more: see CausalTransformer.sample
+        without      (n, A), what guidance does not push: the condition without what was asked for;
+                     None is a condition that says nothing
 
-        Raises VAEError for a region of the space, for no temperature above 0, and for no top_k.
+        Raises VAEError for a region of the space, for a temperature that is not above 0, for no
+        top_k, and for guidance below 0 or without a condition.
         """
         if region:
             raise vae.VAEError(
@@ -297,7 +304,14 @@ class GridVAE(conditional.Conditional, vae.VAE):
             raise vae.VAEError(
                 f"temperature must be above 0 and top_k at least 1, not {temperature} and {top_k}."
             )
-        choices = {"temperature": temperature}
+        if not 0 <= guidance < math.inf:
+            raise vae.VAEError(f"guidance must be 0 or more, not {guidance}.")
+        if guidance and condition is None:
+            raise vae.VAEError(
+                "guidance needs a model whose prior learned with labels, and the labels that are "
+                "asked for."
+            )
+        choices = {"temperature": temperature, "guidance": guidance}
         if top_k is not None:
             if not self.discrete:
                 raise vae.VAEError("top_k is for model vq_vae: other codes cannot be counted.")
@@ -306,8 +320,10 @@ class GridVAE(conditional.Conditional, vae.VAE):
         parts = []
         for first in range(0, n, vae.EVALUATION_BATCH):
             last = min(n, first + vae.EVALUATION_BATCH)
-            given = None if condition is None else condition[first:last].to(self.device)
-            codes = self.prior.sample(last - first, generator, given, **choices)
+            for name, all_of_them in (("condition", condition), ("without", without)):
+                if all_of_them is not None:
+                    choices[name] = all_of_them[first:last].to(self.device)
+            codes = self.prior.sample(last - first, generator, **choices)
             parts.append(self.codes_to_z(codes))
         return torch.cat(parts)
 

@@ -1,21 +1,19 @@
 """Measures of pictures and of likelihood: how well a model reconstructs, how many bits its images
 cost, how far its samples are from real images, and how smoothly they change along a path.
 
-Sections: pictures, likelihood, codes, Fréchet distances of sets of pictures, paths, operations. The
+Sections: pictures, likelihood, codes, sets of pictures, paths, operations. The
 networks that look at the pictures stand in support/features.py.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 import vae_helpers as vae
 from image_data.splits import ImageData
@@ -29,10 +27,6 @@ from support.features import (  # noqa: F401  others write metrics.load_feature_
     perceptual_path_length,
     torchmetrics_package,
 )
-
-if TYPE_CHECKING:
-    from sklearn.mixture import GaussianMixture
-
 
 # ── Pictures ────────────────────────────────────────────────────────────────────────────────────
 
@@ -205,39 +199,22 @@ def _log_weights(
 # ── Codes ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def fit_mixture(z: Tensor, components: int = 10, *, seed: int = 0) -> GaussianMixture:
-    """A Gaussian mixture with full covariances on latents (N, D), by scikit-learn's EM.
+def fit_gaussian(z: Tensor) -> MultivariateNormal:
+    """The Gaussian with full covariance of latents (N, D).
 
     This is ex-post density estimation (Ghosh et al. 2020, section 4): fitted to z ~ q(z|x) of
-    training images, its samples lie where the prior misses the codes. EM stops after 50 rounds:
-    more change the samples little. Raises VAEError with fewer latents than components.
+    training images, its samples lie where the codes do, and not where the prior wants them.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    if components > len(z):
-        raise vae.VAEError(
-            f"A mixture of {components:,} components needs at least as many latents, and there "
-            f"are {len(z):,}: ask for fewer components."
-        )
-    mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=50, tol=1e-2, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(z.double().numpy())
+    z = z.double()
+    covariance = torch.cov(z.T).reshape(z.shape[1], -1)
+    # A little more variance in every direction, for codes that leave some of them out.
+    return MultivariateNormal(z.mean(0), covariance + 1e-4 * torch.eye(z.shape[1]).double())
 
 
-def sample_mixture(mixture: GaussianMixture, n: int, *, seed: int = 0) -> Tensor:
-    """n latents (n, D) from a mixture, in random order: scikit-learn sorts them by component."""
-    seeded = copy.copy(mixture).set_params(random_state=seed)
-    z, _ = seeded.sample(n)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return torch.from_numpy(z).float()[order]
-
-
-def draw_component(mixture: GaussianMixture, k: int, eps: Tensor) -> Tensor:
-    """Latents of component k of a mixture, from draws eps (n, D) of N(0, I): mean + root · eps."""
-    root = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_[k]))
-    return (torch.from_numpy(mixture.means_[k]) + eps.double() @ root.T).float()
+def sample_gaussian(gaussian: MultivariateNormal, n: int, *, seed: int = 0) -> Tensor:
+    """n latents (n, D) from a Gaussian: mean + root · eps, with eps a draw of N(0, I)."""
+    eps = vae.sample_latents(n, len(gaussian.loc), seed=seed).double()
+    return (gaussian.loc + eps @ gaussian.scale_tril.T).float()
 
 
 def correlate(z: Tensor, labels: Tensor) -> Tensor:
@@ -269,7 +246,7 @@ def gaussian_gap(z: Tensor) -> dict[str, float]:
     }
 
 
-# ── Fréchet distances of sets of pictures ───────────────────────────────────────────────────────
+# ── Sets of pictures ────────────────────────────────────────────────────────────────────────────
 
 
 def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tensor:
@@ -286,15 +263,13 @@ def midpoints(mu: Tensor, method: str = "linear", n: int | None = None) -> Tenso
     return torch.cat(rounds)[:n]
 
 
-def picture_sets(
-    model: vae.VAE, data: ImageData, n: int, *, components: int = 10, seed: int = 0
-) -> dict[str, Tensor]:
+def picture_sets(model: vae.VAE, data: ImageData, n: int, *, seed: int = 0) -> dict[str, Tensor]:
     """Sets of n decoded images (n, C, H, W) in [0, 1], to compare with the first n test images.
 
     samples_prior from the model's prior; reconstructions of those test images; midpoints_linear
-    and midpoints_spherical between neighbouring test images; samples_mixture from a mixture fitted
-    to the codes of at most 20,000 training images (not beside a learned prior). All are means of
-    p(x|z). A conditional model gets the labels of the test images.
+    and midpoints_spherical between neighbouring test images; samples_gaussian from a Gaussian
+    fitted to the codes of at most 20,000 training images (not beside a learned prior). All are
+    means of p(x|z). A conditional model gets the labels of the test images.
     """
     images, labels = data.test.images[:n], data.test.labels[:n]
     mu, _ = vae.encode_images(model, images, labels)
@@ -304,8 +279,7 @@ def picture_sets(
     if not model.learned_prior:
         train = data.train
         codes = vae.sample_codes(model, train.images[:20_000], train.labels[:20_000], seed=seed)
-        mixture = fit_mixture(codes, components, seed=seed)
-        latents["samples_mixture"] = sample_mixture(mixture, n, seed=seed)
+        latents["samples_gaussian"] = sample_gaussian(fit_gaussian(codes), n, seed=seed)
     sets = {"samples_prior": vae.sample_images(model, n, labels, seed=seed)}
     for name, z in latents.items():
         sets[name] = vae.decode_images(model, z, labels)

@@ -22,13 +22,15 @@ from support import autoencoders, conditional, disentanglement, metrics
 IWAE_SAMPLES = (1, 10, 100, 500)
 IWAE_IMAGES = 200
 PAIRS = 1000  # of codes, between which paths are measured
-# With fewer images than about twice its 464 features, a Fréchet distance measures their number.
+# With fewer images than about twice its 480 features, a Fréchet distance measures their number.
 LEAST_FRECHET = 1000
 TSNE_IMAGES = 2000  # more take minutes and fill the picture
 SHOWN = 64  # images in one picture at most
 
-# How a learned prior is sampled, by the name that pictures and tables give it.
-DRAWS = {f"temperature {value}": {"temperature": value} for value in (0.9, 0.8, 0.5)}
+# How a learned prior is sampled, by the name that pictures and tables give it; guidance is for one
+# that learned with labels.
+DRAWS = {f"temperature {value}": {"temperature": value} for value in (0.9, 0.7, 0.5)}
+GUIDED = {f"guidance {value}": {"guidance": float(value)} for value in (1, 2, 3, 4)}
 
 
 # ── Numbers ─────────────────────────────────────────────────────────────────────────────────────
@@ -290,15 +292,14 @@ def draw_maps(model: vae.VAE, data: ImageData, mu: Tensor, quick: bool, out: Pat
 
 
 def draws(model: vae.VAE, labels: Tensor, seed: int) -> dict[str, Tensor]:
-    """Samples of a learned prior, one for each of the labels, in each of the ways of DRAWS.
+    """Samples of a learned prior, one for each of the labels, in each of the ways above.
 
     Beside them what the same decoder makes of N(0, I), the prior that encoder and decoder had.
     """
-    n = len(labels)
-    sets = {
-        name: vae.sample_images(model, n, labels, seed=seed, **choices)
-        for name, choices in DRAWS.items()
-    }
+    n, ways = len(labels), DRAWS | (GUIDED if model.config.conditions else {})
+    sets = {}
+    for name, choices in progress_bar(ways.items(), desc="samples"):
+        sets[name] = vae.sample_images(model, n, labels, seed=seed, **choices)
     if not model.discrete:
         sets["normal prior"] = vae.decode_images(
             model, vae.sample_latents(n, model.latent_size, seed=seed)
@@ -306,15 +307,13 @@ def draws(model: vae.VAE, labels: Tensor, seed: int) -> dict[str, Tensor]:
     return sets
 
 
-def draw_temperatures(
-    model: vae.VAE, data: ImageData, labels: Tensor, seed: int, out: Path
-) -> None:
-    """temperatures.png: the same labels, one way of sampling the learned prior in each row."""
+def draw_draws(model: vae.VAE, data: ImageData, labels: Tensor, seed: int, out: Path) -> None:
+    """draws.png: the same labels, one way of sampling the learned prior in each row."""
     shown = labels[:10]
     rows = {"temperature 1": vae.sample_images(model, len(shown), shown, seed=seed)}
     rows |= draws(model, shown, seed)
     title = f"Samples of the learned prior: {data.title}"
-    save_figure(vae.plot_rows(rows, title), out / "temperatures.png")
+    save_figure(vae.plot_rows(rows, title), out / "draws.png")
 
 
 def draw_conditions(model: vae.VAE, data: ImageData, seed: int, out: Path) -> None:

@@ -7,6 +7,7 @@ what was measured) and its controls, and gives both to an `Explorer`, see suppor
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import ipywidgets
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 import vae_helpers as vae
+from support import conditional
 from support.explorer import Explorer, button, set_controls
 from vae_helpers import VAE, ImageData, VAEError
 
@@ -32,9 +34,9 @@ def explore_interpolation(
     """Task 2: one test image turns into another, through latent space and as a pixel cross-fade.
 
     `first` and `second` are numbers of test images, `steps` is the length of the strips. Raises
-    VAEError for a model that is conditional or has a learned prior.
+    VAEError for a conditional model.
     """
-    _need_continuous_codes(model)
+    _need_codes_alone(model)
     images = data.test.images
     labels = data.class_labels(data.test)
 
@@ -84,12 +86,12 @@ def explore_interpolation(
 def explore_models(
     models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE], n: int = 8
 ) -> Explorer:
-    """Task 1: the same n test images, or the same n draws of N(0, I), through several models.
+    """Task 1: the same n test images through several models, or n draws of the prior of each.
 
     The last row is of one of the models `by_beta`, as {"β = 0.1": model}, chosen by a slider.
-    Raises VAEError for a model that is conditional or has a learned prior.
+    Raises VAEError for a conditional model.
     """
-    _need_continuous_codes(*models.values(), *by_beta.values())
+    _need_codes_alone(*models.values(), *by_beta.values())
 
     def draw(source, page, beta):
         chosen = models | {f"{beta} (slider)": by_beta[beta]}
@@ -107,7 +109,7 @@ def explore_models(
     last_page = (len(data.test.images) - 1) // n
     betas = list(by_beta)
     controls = {
-        "source": choice(options=["test images", "draws of N(0, I)"]),
+        "source": choice(options=["test images", "draws of the prior"]),
         "page": whole_slider(0, 0, last_page, description="which (page, or seed)"),
         "beta": ipywidgets.SelectionSlider(
             options=betas, value=betas[-1], description="β of the last row", **STYLE
@@ -122,10 +124,9 @@ def explore_region(
     """Task 3: n pictures from a box, a shell or a tempered prior (see `vae.sample_latents`).
 
     Their mean ‖z‖, contrast and self-reconstruction MSE (how well the model recognises its own
-    pictures) are shown beside those of 100 test images. Raises VAEError for a conditional model
-    or a learned prior.
+    pictures) are shown beside those of 100 test images. Raises VAEError for a conditional model.
     """
-    _need_continuous_codes(model)
+    _need_codes_alone(model)
 
     def quality(z, images):
         again = _reconstruct(model, images)
@@ -153,7 +154,7 @@ def explore_region(
     shell = round(math.sqrt(model.latent_size), 1)  # ‖z‖ of most draws of N(0, I)
     places = {
         "z_range": range_slider(value=z_range, min=-6, max=6, description="z_range"),
-        "radius": slider(shell, min=0, max=40, description="radius"),
+        "radius": slider(shell, min=0, max=max(40, 2 * shell), description="radius"),
         "temperature": slider(1.0, min=0, max=3, description="temperature"),
     }
     seed = number_box(0, max=2**31 - 1, description="seed")
@@ -178,10 +179,9 @@ def explore_dimensions(
     """Task 3: one code, moved along the ten dimensions with the largest KL and along directions.
 
     `directions` are name → (D,), as `vae.attribute_direction` gives them; `image` is the number of
-    the test image whose code is the start. Raises VAEError for a model that is conditional or
-    has a learned prior.
+    the test image whose code is the start. Raises VAEError for a conditional model.
     """
-    _need_continuous_codes(model)
+    _need_codes_alone(model)
     posterior = vae.aggregate_posterior(model, data.test.images[:1000])
     norms = posterior.mu.norm(dim=1)
     kl = posterior.kl_nats
@@ -234,6 +234,57 @@ def explore_dimensions(
     return Explorer(title, draw, controls, [button("reset", reset)])
 
 
+def explore_samples(
+    model: VAE, data: ImageData, attributes: Sequence[str] = (), n: int = 8
+) -> Explorer:
+    """Task 3: n new images from a learned prior, of a class, or with and without attributes.
+
+    `attributes` get a switch each: yes, no, or left open, as in training images that have what is
+    asked for. Raises VAEError for a model whose prior did not learn with labels.
+    """
+    if not (model.learned_prior and model.config.conditions):
+        raise VAEError("Images are asked for from a grid_vae or vq_vae that learned with labels.")
+
+    def draw(temperature, guidance, seed, **asked):
+        if data.class_names:
+            text = asked["class_name"]
+        else:
+            text = ",".join(sign + name for name, sign in asked.items() if sign is not None)
+        labels, without = conditional.labels_of(data, text, n, seed=seed)
+        images = vae.sample_images(
+            model, n, labels, seed=seed, temperature=temperature, guidance=guidance, without=without
+        )
+        wanted = text.replace("-", "not ").replace(",", ", ").replace("_", " ")
+        rows = {f"asked for: {wanted or 'nothing'}": images}
+        return rows, (
+            f"Drawn place by place at temperature {temperature:.1f} with guidance {guidance:.1f}, "
+            f"seed {seed}. Contrast {vae.contrast(images).mean():.3f}."
+        )
+
+    switches = {}
+    if data.class_names:
+        switches["class_name"] = ipywidgets.Dropdown(
+            options=data.class_names, description="class", **STYLE
+        )
+    for name in attributes:
+        options = [("left open", None), ("yes", ""), ("no", "-")]
+        switches[name] = ipywidgets.Dropdown(
+            options=options, description=name.replace("_", " "), **STYLE
+        )
+    seed = number_box(0, max=2**31 - 1, description="seed")
+    controls = switches | {
+        "temperature": slider(1.0, min=0.3, max=1.2, description="temperature"),
+        "guidance": slider(1.0, min=0, max=4, description="guidance"),
+        "seed": seed,
+    }
+
+    def draw_again():
+        seed.value += 1
+
+    title = f"New images of the learned prior: {data.title}"
+    return Explorer(title, draw, controls, [button("draw again", draw_again)])
+
+
 def _mse(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared error on [0, 1], over images and pixels."""
     return (a - b).square().mean()
@@ -245,11 +296,11 @@ def _reconstruct(model: VAE, images: Tensor) -> Tensor:
     return vae.decode_images(model, mu)
 
 
-def _need_continuous_codes(*models: VAE) -> None:
-    """Raise VAEError for models whose z cannot be moved or does not decode by itself."""
+def _need_codes_alone(*models: VAE) -> None:
+    """Raise VAEError for models whose codes do not decode without a label."""
     for model in models:
-        if model.conditional or model.learned_prior:
+        if model.conditional:
             raise VAEError(
-                f"Codes of model {model.config.model} cannot be moved or do not decode without a "
-                "label, so that it has no sliders: take another model."
+                f"Codes of model {model.config.model} do not decode without a label, so that it "
+                "has no sliders: take another model."
             )

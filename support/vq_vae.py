@@ -79,7 +79,8 @@ class VQVAE(GridVAE):
 
     def make_prior(self) -> CodePrior:
         c = self.config
-        return CodePrior(math.prod(self.grid), c.codebook, c.prior_width, c.conditions)
+        places = math.prod(self.grid)
+        return CodePrior(places, c.codebook, c.prior_width, c.conditions, c.prior_dropout)
 
     def make_encoder(self) -> nn.Module:
         """x (N, C, H, W) → (N, latent_dim, h, w): one vector for each place of the grid."""
@@ -105,6 +106,7 @@ class VQVAE(GridVAE):
     def forward(
         self, x: Tensor, noise: torch.Generator | None = None, condition: Tensor | None = None
     ) -> vae.Output:
+        self.prior.drop.noise = noise
         mu, logvar = self.encode(x)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 could change the nearest
             learns = self.training and self.stage != "prior"

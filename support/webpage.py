@@ -222,11 +222,10 @@ def collect() -> None:
     for name in ATTRIBUTES:
         has_attribute = faces.train.labels[:, faces.label_names.index(name)]
         arrays[f"direction_{name}"] = vae.attribute_direction(mu, has_attribute)
-    mixture = metrics.fit_mixture(vae.sample_codes(model, faces.train.images), 10)
-    roots = torch.linalg.cholesky(torch.tensor(mixture.covariances_))
-    rows, columns = torch.tril_indices(*roots.shape[1:])
-    arrays |= {"mixture_means": torch.tensor(mixture.means_)}
-    arrays |= {"mixture_roots": roots[:, rows, columns]}  # row by row, the lower triangle
+    gaussian = metrics.fit_gaussian(vae.sample_codes(model, faces.train.images))
+    rows, columns = torch.tril_indices(*gaussian.scale_tril.shape)
+    arrays |= {"mixture_means": gaussian.loc[None]}
+    arrays |= {"mixture_roots": gaussian.scale_tril[None, rows, columns]}  # row by row
 
     posterior = vae.aggregate_posterior(model, faces.test.images[:500])
     dims = posterior.kl_nats.argsort(descending=True)[:10].tolist()
@@ -235,7 +234,7 @@ def collect() -> None:
         "faces": FACES,
         "dimensions": {dim: round(posterior.kl_nats[dim].item(), 2) for dim in dims},
         "attributes": ATTRIBUTES,
-        "mixture_weights": [round(weight, 6) for weight in mixture.weights_.tolist()],
+        "mixture_weights": [1.0],
         "contrast": {
             "cifar10": round(vae.contrast(cifar.test.images).mean().item(), 3),
             "celeba": round(vae.contrast(faces.test.images).mean().item(), 3),

@@ -86,16 +86,19 @@ def test_labels_are_named_by_class_or_attribute(shapes):
         label_names=("Male", "Smiling", "Young"),
         train=vae.Split(images, attributes),
     )
-    assert conditional.labels_of(people, "Young,-Male", 2).tolist() == [[0, 1, 1]] * 2
-    assert conditional.labels_of(people, "-Young", 1, strength=2).tolist() == [[-0.5, -0.5, -0.5]]
-    young = conditional.labels_of(people, "Young", 300)
-    assert young[:, 2].all()
+    labels, without = conditional.labels_of(people, "Young,-Male", 2)
+    assert labels.tolist() == [[0, 1, 1]] * 2
+    assert without.tolist() == [[0.5, 1, 0.5]] * 2
+    young, without = conditional.labels_of(people, "Young", 300)
+    assert young[:, 2].all() and (without[:, 2] == 0.5).all()
     assert 0.3 < young[:, 0].mean() < 0.7  # all else as often as in such images
-    assert torch.equal(young, conditional.labels_of(people, "Young", 300))
-    assert conditional.labels_of(shapes, "rectangle", 2).tolist() == [[0, 1, 0]] * 2
+    assert torch.equal(young[:, :2], without[:, :2])
+    assert torch.equal(young, conditional.labels_of(people, "Young", 300)[0])
+    labels, without = conditional.labels_of(shapes, "rectangle", 2)
+    assert labels.tolist() == [[0, 1, 0]] * 2 and (without == 0.5).all()
 
 
 @pytest.mark.parametrize("name", ["salt, pepper", "-18 degrees", "a,-b"])
 def test_a_class_may_have_a_comma_or_begin_with_a_minus(quarters, name):
     data = dataclasses.replace(quarters, label_names=("a", "b", "c", name))
-    assert conditional.labels_of(data, name, 1).tolist() == [[0, 0, 0, 1]]
+    assert conditional.labels_of(data, name, 1)[0].tolist() == [[0, 0, 0, 1]]

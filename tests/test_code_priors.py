@@ -183,6 +183,72 @@ def test_sampling_with_a_cache_equals_sampling_by_the_whole_grid(prior):
         torch.testing.assert_close(prior.draw(h, generator)[:, 0], samples[:, place])
 
 
+GUIDED = {"condition": torch.tensor([[1.0, 0.0]]), "without": torch.tensor([[0.5, 0.0]])}
+
+
+def with_strong_conditions(prior):
+    with torch.no_grad():
+        prior.condition.weight.mul_(6)
+    return prior
+
+
+def guided(prior, n, guidance, seed=1):
+    conditions = {name: value.expand(n, -1) for name, value in GUIDED.items()}
+    return prior.sample(n, of_seed(seed), guidance=guidance, **conditions)
+
+
+def test_guided_codes_come_as_often_as_the_product_of_powers_says():
+    """Place by place p(c | condition) * (p(c | condition) / p(c | without))^w, made to sum to 1."""
+    prior, w = with_strong_conditions(code_prior(3, 3, conditions=2)), 3.0
+    grids = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    log_p = {}
+    for name, value in GUIDED.items():
+        h = prior(grids, value.expand(27, -1))
+        log_p[name] = prior.head(h).log_softmax(2)
+    logits = (1 + w) * log_p["condition"] - w * log_p["without"]
+    at_places = logits.log_softmax(2).gather(2, grids[:, :, None])
+    expected = at_places.sum((1, 2)).exp()
+    often = (guided(prior, 20_000, w)[:, None] == grids).all(2).float().mean(0)
+    torch.testing.assert_close(often, expected, rtol=0, atol=0.015)
+    unguided = torch.exp(-prior.nats(grids, GUIDED["condition"].expand(27, -1)))
+    assert (expected - unguided).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("candidates", "error"), [(16, 0.03), (64, 0.015)])
+def test_guided_mixtures_have_the_product_of_powers_as_their_density(
+    monkeypatch, candidates, error
+):
+    monkeypatch.setattr(MixturePrior, "CANDIDATES", candidates)
+    prior, w = with_strong_conditions(mixture_prior(1, 1, conditions=2)), 2.0
+    z = torch.linspace(-12, 12, 4001)
+    log_p = {}
+    for name, value in GUIDED.items():
+        log_p[name] = -prior.nats(z[:, None, None], value.expand(len(z), -1))
+    density = ((1 + w) * log_p["condition"] - w * log_p["without"]).exp()
+    expected = (density / density.sum()).cumsum(0)
+    samples = guided(prior, 40_000, w).flatten().sort().values
+    below = torch.searchsorted(samples, z) / len(samples)
+    # The largest distance of two distribution functions; without guidance it is above 0.1.
+    assert (below - expected).abs().max() < error
+    unguided = log_p["condition"].exp()
+    assert ((unguided / unguided.sum()).cumsum(0) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("prior", [code_prior(4, 5, 2), mixture_prior(4, 3, 2)], ids=type)
+def test_no_guidance_is_the_prior_itself_to_the_bit(prior):
+    condition = GUIDED["condition"].expand(30, -1)
+    plain = prior.sample(30, of_seed(1), condition)
+    assert torch.equal(guided(prior, 30, 0.0), plain)
+    assert not torch.equal(guided(prior, 30, 2.0), plain)
+
+
+def test_guidance_pushes_only_what_was_asked_for():
+    """With nothing asked for, the two conditions are one, and all candidates are alike."""
+    prior, condition = code_prior(4, 5, 2), GUIDED["condition"].expand(30, -1)
+    same = prior.sample(30, of_seed(1), condition, guidance=3.0, without=condition)
+    assert torch.equal(same, prior.sample(30, of_seed(1), condition))
+
+
 def test_a_low_temperature_draws_what_is_likeliest(vq):
     prior = code_prior(5, 4)
     likeliest = prior.sample(20, of_seed(0), top_k=1)
@@ -247,6 +313,6 @@ def test_samples_show_the_class_that_was_asked_for(quarters, choices):
     model = vae.build_model(config)
     runs.fit_stages(model, quarters)
     for number, label in enumerate("abcd"):
-        chosen = conditional.labels_of(quarters, label, 50)
-        samples = vae.sample_images(model, 50, chosen, seed=1, temperature=0.5)
+        chosen, _ = conditional.labels_of(quarters, label, 50)
+        samples = vae.sample_images(model, 50, chosen, seed=1, guidance=2.0)
         assert (brightest(samples) == number).float().mean() > 0.7  # chance: 0.25

@@ -19,7 +19,13 @@ KINDS = {
     "info_vae": {"model": "info_vae"},
     "cvae": {"model": "cvae"},
     # These are cut off in each stage, and between them.
-    "grid_vae": {"model": "grid_vae", "epochs": 1, "prior_epochs": 2, "prior_width": 16},
+    "grid_vae": {
+        "model": "grid_vae",
+        "epochs": 1,
+        "prior_epochs": 2,
+        "prior_width": 16,
+        "prior_dropout": 0.2,
+    },
     "two levels": {"model": "grid_vae", "global_dim": 8, "prior_epochs": 0, "prior_width": 16},
     "vq_vae": {"model": "vq_vae", "epochs": 1, "prior_epochs": 2, "prior_width": 16},
 }

@@ -1,6 +1,7 @@
 """The explorers without a browser: controls are set in Python, pictures compared with models."""
 
 import base64
+import dataclasses
 import io
 import sys
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import vae_helpers as vae
-from support import sliders
+from support import conditional, sliders
 
 DIRECTIONS = {"wide": torch.tensor([1.0, 0, 0, 0])}
 
@@ -37,6 +38,12 @@ def explorers(model, shapes, by_beta, monkeypatch):
         "region": sliders.explore_region(model, shapes),
         "dimensions": sliders.explore_dimensions(model, shapes, DIRECTIONS),
     }
+
+
+@pytest.fixture
+def grid(shapes):
+    sizes = {"latent_dim": 2, "width": 4, "prior_width": 16}
+    return vae.build_model(vae.config_for(shapes, model="grid_vae", seed=1, **sizes))
 
 
 def rows(explorer):
@@ -130,7 +137,7 @@ def test_the_beta_slider_picks_its_model(explorers, model, by_beta, shapes, beta
     assert_close(first, reconstruct(model, images))
     assert_close(chosen, reconstruct(by_beta[beta], images))
     assert f"{beta} (slider) {(chosen - original).square().mean():.4f}" in explorer.sentence
-    explorer.controls["source"].value = "draws of N(0, I)"
+    explorer.controls["source"].value = "draws of the prior"
     z = vae.sample_latents(8, 4, seed=1)
     assert_close(rows(explorer)[0], vae.decode_images(model, z))
     assert_close(rows(explorer)[1], vae.decode_images(by_beta[beta], z))
@@ -182,3 +189,45 @@ def test_a_start_is_a_test_image_or_a_draw(explorers, model, shapes):
     original, *decoded = rows(explorer)[0]
     assert_close(original, shapes.test.images[7] / 255)
     assert_close(torch.stack(decoded), reconstruct(model, shapes.test.images[[7, 7]]))
+
+
+def test_explorers_of_codes_take_a_grid_with_its_learned_prior(grid, shapes):
+    walk = sliders.explore_interpolation(grid, shapes, 3, 5)
+    pair = shapes.test.images[[3, 5]]
+    assert_close(rows(walk)[1], vae.interpolate_images(grid, *pair, 10), atol=1e-5, rtol=0)
+    several = sliders.explore_models({"grid": grid}, shapes, {"β = 2": grid})
+    several.controls["source"].value = "draws of the prior"
+    assert_close(rows(several)[0], vae.sample_images(grid, 8, seed=0))
+    sliders.explore_region(grid, shapes)
+    sliders.explore_dimensions(grid, shapes)
+
+
+def test_new_images_are_asked_for_by_class_with_guidance_and_temperature(grid, shapes):
+    explorer = sliders.explore_samples(grid, shapes, n=4)
+    name = shapes.class_names[1]
+    set_to = {"temperature": 0.8, "guidance": 2.0, "seed": 3}
+    sliders.set_controls(explorer.controls, class_name=name, **set_to)
+    labels, without = conditional.labels_of(shapes, name, 4)
+    expected = vae.sample_images(grid, 4, labels, without=without, **set_to)
+    assert_close(rows(explorer)[0], expected)
+    click(explorer, "draw again")
+    assert "seed 4" in explorer.sentence and name in next(iter(explorer.rows))
+
+
+def test_attributes_are_asked_for_on_off_or_left_open(shapes):
+    labels = (shapes.train.labels[:, :1] == torch.arange(2)).long()
+    part = shapes.train._replace(labels=labels)
+    people = dataclasses.replace(
+        shapes, name="celeba", label_names=("Round_Face", "Young"), train=part
+    )
+    sizes = {"latent_dim": 2, "width": 4, "prior_width": 16, "likelihood": "gaussian"}
+    model = vae.build_model(vae.config_for(people, model="grid_vae", **sizes))
+    explorer = sliders.explore_samples(model, people, ("Round_Face", "Young"), n=3)
+    assert next(iter(explorer.rows)) == "asked for: nothing"
+    sliders.set_controls(explorer.controls, Young="-", seed=2)
+    assert next(iter(explorer.rows)) == "asked for: not Young"
+    labels, without = conditional.labels_of(people, "-Young", 3, seed=2)
+    expected = vae.sample_images(model, 3, labels, seed=2, guidance=1.0, without=without)
+    assert_close(rows(explorer)[0], expected)
+    sliders.set_controls(explorer.controls, Young="", Round_Face="")
+    assert "ask for less" in explorer.sentence
