@@ -1,5 +1,6 @@
 # make notebooks   set up if needed, run the three notebooks; the executed copies go to runs/notebooks/
 # make test        set up if needed, check the code, run all tests, compare the notebooks' marked cells
+# make html        set up if needed, write notebooks and answers as HTML files to runs/html/
 # make page        set up if needed, build docs/index.html, the explorers that need no kernel
 # make release     train everything on the real data: committed outputs, checkpoints/, figures/, docs/
 #
@@ -19,9 +20,13 @@ TASK2  := notebooks/Task2_Latent_Interpolation.ipynb
 TASK3  := notebooks/Task3_CelebA_Latent_Sampling.ipynb
 RUN    := $(BIN)/python -m support.notebook_runner --inplace
 
-.PHONY: notebooks test page release
+.PHONY: notebooks test html page release
 notebooks test:
 	$(PYTHON) -m support.setup $@
+
+html:
+	$(PYTHON) -m support.setup
+	$(BIN)/python -m support.reading
 
 page:
 	$(PYTHON) -m support.setup

@@ -1355,10 +1355,7 @@ def plot_rows(
     fig = place_pictures(strips, title, column_labels)
     if len(column_labels):
         width = next(iter(rows.values())).shape[-1] + 2
-        centres = [width * i + width / 2 for i in range(len(column_labels))]
-        first = fig.axes[0]
-        first.set_xticks(centres, column_labels)
-        first.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        label_columns(fig, column_labels, width, width / 2)
     return fig
 
 
@@ -1371,6 +1368,27 @@ def plot_grid(
     """
     grid = image_grid(images, min(columns, len(images)))
     return place_pictures({"": (grid, enlargement(images, cell))}, title, edge=edge)
+
+
+def plot_sheets(
+    sheets: dict[str, Tensor], title: str, columns: int = 6, cell: float = 0.6
+) -> Figure:
+    """Named grids side by side, of as many images (n, C, H, W) each."""
+    grids = [image_grid(images, columns) for images in sheets.values()]
+    height, width, _ = grids[0].shape
+    gap = np.full((height, 12, 3), 255, np.uint8)
+    parts = [part for grid in grids for part in (grid, gap)][:-1]
+    factor = enlargement(next(iter(sheets.values())), cell)
+    fig = place_pictures({"": (np.concatenate(parts, axis=1), factor)}, title, list(sheets))
+    label_columns(fig, list(sheets), width + 12, width / 2)
+    return fig
+
+
+def label_columns(fig: Figure, labels: Sequence[str], step: float, first: float) -> None:
+    """Labels above the topmost picture, `step` pixels of it apart."""
+    ax = fig.axes[0]
+    ax.set_xticks([first + step * i for i in range(len(labels))], labels)
+    ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
 
 
 def animate(frames: Tensor, cell: float = 1.28, seconds: float = 0.1) -> bytes:
@@ -1391,25 +1409,15 @@ def animate(frames: Tensor, cell: float = 1.28, seconds: float = 0.1) -> bytes:
 
 
 def plot_history(histories: dict[str, list[dict]], title: str) -> Figure:
-    """Reconstruction, KL and their weighted sum over the epochs.
-
-    The axes fit what comes after the first epoch, which is often far off.
-    """
+    """Reconstruction, KL and their weighted sum over the epochs."""
     fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for ax, part in zip(axes, ("reconstruction", "kl", "total")):
-        later = []
         for number, (label, history) in enumerate(histories.items()):
             epochs = [row["epoch"] for row in history]
             style = {"color": f"C{number}", "marker": "o" if len(epochs) == 1 else None}
-            validation = [row[f"val_{part}_nats"] for row in history]
-            training = [row[f"train_{part}_nats"] for row in history]
-            ax.plot(epochs, validation, label=label, **style)
-            ax.plot(epochs, training, ls="--", lw=1, **style)
-            later += [value for value in validation[1:] + training[1:] if value is not None]
+            ax.plot(epochs, [row[f"val_{part}_nats"] for row in history], label=label, **style)
+            ax.plot(epochs, [row[f"train_{part}_nats"] for row in history], ls="--", lw=1, **style)
         ax.set_xlim(0.5, max(len(history) for history in histories.values()) + 0.5)
-        if later:
-            room = 0.08 * (max(later) - min(later)) or 1
-            ax.set_ylim(min(later) - room, max(later) + room)
     for ax, name in zip(axes, ("reconstruction", "KL", "reconstruction + β·KL")):
         ax.set(xlabel="epoch", title=name)
         ax.xaxis.get_major_locator().set_params(integer=True)

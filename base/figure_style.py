@@ -31,6 +31,7 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    "text.parse_math": False,  # a file or a class may be called "US$ 5 and $"
 }
 plt.rcParams.update(STYLE)
 DPI = STYLE["figure.dpi"]

@@ -33,12 +33,16 @@ def save(figure: Figure, name: str) -> None:
 
 
 def chosen(description: str, choices: Sequence[str]) -> list[str]:
-    """What the command line names of the choices, in their order; all when it names none."""
+    """What the command line names of the choices, in their order; all when it names none.
+
+    --help prints the description.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(choices))
-    names = parser.parse_args().names
+    if choices:
+        parser.add_argument("names", metavar="NAME", nargs="*", help=", ".join(choices))
+    names = vars(parser.parse_args()).get("names", [])
     for name in set(names) - set(choices):
         raise vae.VAEError(f"There is no {name} here: choose from {', '.join(choices)}.")
     return [choice for choice in choices if choice in names or not names]

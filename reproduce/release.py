@@ -16,6 +16,7 @@ each choice is worth on CIFAR-10: its numbers go to checkpoints/ablation.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 
 import evaluate
@@ -24,6 +25,7 @@ from base.files import ROOT
 from base.options import env_flag
 from reproduce.common import CHECKPOINTS, measure, read_json
 from support import runs
+from support.released import config_of
 
 # ── What is released ────────────────────────────────────────────────────────────────────────────
 
@@ -40,54 +42,39 @@ MEASURED = (
 )
 # As many parameters as the convolutional model, and three times as many.
 FC_WIDTHS = {"cifar10_fc": 172, "cifar10_fc3x": 491}
-
-
-def cifar_choices() -> dict[str, dict]:
-    """Name → settings of what Task 1 and Task 2 train, and of theory_answers.md's autoencoder."""
-    choices = {"cifar10_conv": {}}
-    for name, width in FC_WIDTHS.items():
-        choices[name] = {"arch": "fc", "width": width}
-    for name, settings in list(choices.items()):
-        for seed in (1, 2):
-            choices[f"{name}_seed{seed}"] = {**settings, "seed": seed}
-    for beta in (0.0, 0.1, 4.0):
-        choices[f"cifar10_conv_beta{beta:g}"] = {"beta": beta}
-    choices["cifar10_conv_sigma"] = {"likelihood": "gaussian"}
-    choices["cifar10_best"] = vae.PRESETS["best"]
-    choices["cifar10_fc_ae"] = {**choices["cifar10_fc"], "model": "ae"}
-    return choices
-
-
-def shapes_choices() -> dict[str, dict]:
-    """Name → settings of the small models that stand in where a notebook finds no data."""
-    few = {"batch_size": 32, "latent_dim": 32, "epochs": 20}
-    conv = few | {"width": 16, "lr": 2e-3}
-    choices = {
-        "shapes_conv": conv,
-        "shapes_fc": conv | {"arch": "fc", "width": 28},
-        "shapes_fc3x": conv | {"arch": "fc", "width": 84},
-        "shapes_best": vae.PRESETS["best"] | few | {"width": 16},
-        "shapes_conv_sigma": conv | {"likelihood": "gaussian"},
-        "shapes_squared_error": conv | {"likelihood": "squared_error"},
-    }
-    for beta in (0.0, 0.1, 4.0):
-        choices[f"shapes_conv_beta{beta:g}"] = conv | {"beta": beta}
-    small = {"width": 16, "latent_dim": 8, "prior_width": 96}
-    choices["shapes_grid"] = vae.PRESETS["grid"] | few | small
-    return choices
+BETAS = (0.0, 0.1, 4.0)
 
 
 def released_configs(sets: dict[str, vae.ImageData]) -> dict[str, vae.Config]:
     """Name → config of everything that is released."""
     cifar, faces, shapes = (sets[name] for name in ("cifar10", "celeba", "shapes"))
-    configs = {n: vae.config_for(cifar, **settings) for n, settings in cifar_choices().items()}
-    configs["celeba_conv"] = vae.config_for(faces, likelihood="squared_error", epochs=25)
-    configs["celeba_best"] = vae.config_for(faces, **vae.PRESETS["best"], epochs=15)
-    grid = vae.PRESETS["grid"]
-    configs["cifar10_grid"] = vae.config_for(cifar, **grid, epochs=5, prior_epochs=5)
-    configs["celeba_grid"] = vae.config_for(faces, **grid, epochs=21, prior_epochs=25)
-    for name, settings in shapes_choices().items():
-        configs[name] = vae.config_for(shapes, **settings)
+    configs = {"cifar10_conv": config_of(cifar, "plain")}
+    for name, width in FC_WIDTHS.items():
+        configs[name] = config_of(cifar, "plain", arch="fc", width=width)
+    for name, config in list(configs.items()):
+        for seed in (1, 2):
+            configs[f"{name}_seed{seed}"] = dataclasses.replace(config, seed=seed)
+    for beta in BETAS:
+        configs[f"cifar10_conv_beta{beta:g}"] = config_of(cifar, "plain", beta=beta)
+    configs["cifar10_conv_sigma"] = config_of(cifar, "plain", likelihood="gaussian")
+    configs["cifar10_conv_ae"] = config_of(cifar, "plain", model="ae")
+    configs["cifar10_best"] = config_of(cifar, "best")
+    configs["cifar10_grid"] = config_of(cifar, "grid")
+
+    configs["celeba_conv"] = config_of(faces, "plain")
+    configs["celeba_best"] = config_of(faces, "best")
+    configs["celeba_grid"] = config_of(faces, "grid")
+
+    # These stand in where a notebook finds no data.
+    configs["shapes_conv"] = config_of(shapes, "plain")
+    configs["shapes_fc"] = config_of(shapes, "plain", arch="fc", width=28)
+    configs["shapes_fc3x"] = config_of(shapes, "plain", arch="fc", width=84)
+    for beta in BETAS:
+        configs[f"shapes_conv_beta{beta:g}"] = config_of(shapes, "plain", beta=beta)
+    configs["shapes_conv_sigma"] = config_of(shapes, "plain", likelihood="gaussian")
+    configs["shapes_squared_error"] = config_of(shapes, "plain", likelihood="squared_error")
+    configs["shapes_best"] = config_of(shapes, "best")
+    configs["shapes_grid"] = config_of(shapes, "grid")
     return configs
 
 

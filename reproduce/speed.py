@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import vae_helpers as vae
 from base import hardware
-from reproduce.common import FIGURES
+from reproduce.common import FIGURES, chosen
 from support import metrics, runs
 
 
@@ -107,6 +107,7 @@ def matrix_product_flops(device: torch.device, size: int = 1024) -> float:
 
 
 def main() -> None:
+    chosen(__doc__, [])
     data = vae.load_dataset("cifar10", max_images=7680, or_shapes=True)
     data = dataclasses.replace(data, val=vae.Split(*(tensor[:500] for tensor in data.val)))
     config = vae.config_for(data, epochs=6)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import sys
 
 import vae_helpers as vae
-from reproduce.common import CHECKPOINTS
+from reproduce.common import CHECKPOINTS, chosen
 from support import runs
 
 TOLERANCE = 1e-4  # relative; the same processor gives the same digits
 
 
 def main() -> None:
+    chosen(__doc__, [])
     sets = {
         name: vae.load_dataset(name, or_shapes=True) for name in ("cifar10", "celeba", "shapes")
     }

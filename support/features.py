@@ -6,7 +6,6 @@ one of the FID, for those who have it.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +46,17 @@ class FeatureNet(nn.Module):
 
     def __init__(self, outputs: int):
         super().__init__()
-        self.stages = nn.ModuleList([convolution(3, self.WIDTHS[0])])
-        for narrow, wide in itertools.pairwise(self.WIDTHS):
-            self.stages.append(nn.Sequential(convolution(narrow, wide, stride=2), Residual(wide)))
+        first, second, third, fourth = self.WIDTHS
+        stages = [
+            convolution(3, first),
+            convolution(first, second, pool=True),
+            nn.Sequential(convolution(second, third, pool=True), Residual(third)),
+            nn.Sequential(convolution(third, fourth, pool=True), Residual(fourth)),
+        ]
+        self.stages = nn.ModuleList(stages)
         self.head = nn.Linear(self.WIDTHS[-1], outputs)
         self.labels: tuple[str, ...] = ()  # the name of each output, where it is known
+        self.version = ""  # of released weights: what was measured with others is another measure
         self.register_buffer("scale", torch.ones(sum(self.WIDTHS)))
 
     def activations(self, x: Tensor) -> list[Tensor]:
@@ -72,13 +77,12 @@ class FeatureNet(nn.Module):
         return torch.cat(self.activations(x), dim=1) / self.scale
 
 
-def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3x3, batch normalisation, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
+def convolution(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
+    """3x3, perhaps the largest of 2x2 pixels, batch normalisation, ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    if pool:
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that one pixel stays one
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class Residual(nn.Module):
@@ -113,7 +117,7 @@ def load_feature_net(dataset: str = "cifar10") -> FeatureNet:
             f"with python -m reproduce.features {name}."
         ) from None
     net = FeatureNet(len(weights["head.bias"]))
-    net.labels = tuple(record.get("labels", ()))
+    net.labels, net.version = tuple(record["labels"]), record["weights_sha256"][:8]
     net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     net.eval().requires_grad_(False)
     return net.to(vae.get_device(), memory_format=torch.channels_last)
@@ -149,6 +153,19 @@ def image_features(images: Tensor, net: FeatureNet | Inception) -> Tensor:
     """Images (N, C, H, W), uint8 or float in [0, 1] → (N, F) features on the CPU."""
     device = next(net.parameters()).device
     parts = [net.features(vae.as_unit(some.to(device))).cpu() for some in images.split(500)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def logits_of(net: FeatureNet, images: Tensor) -> Tensor:
+    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, outputs), on the CPU.
+
+    The mean over each image and its mirror image, which is right more often than one of them.
+    """
+    device, parts = next(net.parameters()).device, []
+    for some in images.split(500):
+        x = vae.as_unit(some.to(device)).contiguous(memory_format=torch.channels_last)
+        parts.append((net(x) + net(x.flip(3))).cpu() / 2)
     return torch.cat(parts)
 
 

@@ -1,4 +1,4 @@
-"""Task 1's drawing of the networks: what flows through them, layer by layer."""
+"""Task 1's drawings: what flows through the networks, and how gradients come back."""
 
 from __future__ import annotations
 
@@ -113,3 +113,57 @@ def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figu
         ax.axis("off")
     fig.suptitle(title, **LEFT)
     return fig
+
+
+def plot_two_graphs() -> Figure:
+    """Why z is computed and not drawn: two graphs, and how far the gradient comes in each."""
+    graphs = {
+        "z is drawn: a draw has no derivative, and the gradient stops there": "z ~ N(μ, σ²)",
+        "z is computed from a draw of ε: the gradient goes on to the encoder": "z = μ + σ · ε",
+    }
+    places = (0, 1.6, 3.1, 4.8, 6.6, 8.1)
+    fig, axes = plt.subplots(2, 1, figsize=(9, 4.4), layout="constrained")
+    texts = []
+    for ax, (title, z) in zip(axes, graphs.items()):
+        names = ("x", "encoder φ", "μ, σ", z, "decoder θ", "loss")
+        row = [draw_node(ax, place, 0, name) for place, name in zip(places, names)]
+        noise = None if "~" in z else draw_node(ax, places[3], 1, "ε ~ N(0, I)")
+        ax.set_title(title)
+        ax.set(xlim=(-0.4, 8.6), ylim=(-1, 1.4 if noise else 0.6))
+        ax.axis("off")
+        texts.append((row, noise))
+    fig.draw_without_rendering()  # from here on the boxes have their sizes
+    for ax, (row, noise) in zip(axes, texts):
+        boxes = [box_of(ax, text) for text in row]
+        for (_, start), (end, _) in zip(boxes, boxes[1:]):
+            draw_arrow(ax, (start, 0), (end, 0), "0.4")
+        if noise:
+            draw_arrow(ax, (places[3], 0.75), (places[3], 0.25), "0.4")
+        reached = 1 if noise else 3
+        draw_arrow(ax, (places[5], -0.55), (places[reached], -0.55), "C3")
+        ax.text(places[5], -0.85, "gradient", color="C3", ha="center", va="center")
+        if not noise:
+            ax.text(places[3] - 0.1, -0.55, "✗", color="C3", ha="right", va="center", fontsize=15)
+    return fig
+
+
+def draw_node(ax: plt.Axes, x: float, y: float, name: str) -> plt.Text:
+    """A name in a box; what is drawn at random is grey with a dashed edge."""
+    box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": "0.4"}
+    if "~" in name:
+        box |= {"facecolor": "0.88", "linestyle": "--"}
+    return ax.text(x, y, name, ha="center", va="center", bbox=box)
+
+
+def box_of(ax: plt.Axes, text: plt.Text) -> tuple[float, float]:
+    """Where the box of a text begins and ends, from left to right."""
+    box = text.get_bbox_patch().get_window_extent()
+    (left, _), (right, _) = ax.transData.inverted().transform(box)
+    return left, right
+
+
+def draw_arrow(
+    ax: plt.Axes, start: tuple[float, float], end: tuple[float, float], color: str
+) -> None:
+    look = {"arrowstyle": "->", "color": color, "lw": 1.5, "shrinkA": 2, "shrinkB": 2}
+    ax.annotate("", end, start, arrowprops=look)

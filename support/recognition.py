@@ -19,7 +19,7 @@ from base.errors import first_line
 from base.options import progress_bar
 from image_data.splits import ImageData
 from support import conditional, report
-from support.features import FeatureNet, load_feature_net
+from support.features import FeatureNet, load_feature_net, logits_of
 
 ASKED = 50  # samples for each attribute that is asked for on, and as many off
 FACE_SIZE, FACE_BORDER = 192, 48  # pixels: what the detector is shown
@@ -30,13 +30,6 @@ def judge(data: ImageData) -> FeatureNet | None:
     """The classifier that learned the labels of these images; None where none did."""
     net = load_feature_net(data.name)
     return net if net.labels == (data.class_names or data.label_names) else None
-
-
-@torch.no_grad()
-def logits_of(net: FeatureNet, images: Tensor) -> Tensor:
-    """Images (N, C, H, W), uint8 or float in [0, 1] → (N, outputs), on the CPU."""
-    device = next(net.parameters()).device
-    return torch.cat([net(vae.as_unit(part.to(device))).cpu() for part in images.split(500)])
 
 
 def share(hits: Tensor, name: str) -> dict[str, float]:

@@ -84,17 +84,18 @@ def explore_interpolation(
 
 
 def explore_models(
-    models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE], n: int = 8
+    models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE] | None = None, n: int = 8
 ) -> Explorer:
     """Task 1: the same n test images through several models, or n draws of the prior of each.
 
-    The last row is of one of the models `by_beta`, as {"β = 0.1": model}, chosen by a slider.
+    With `by_beta`, like {"β = 0.1": model}, the last row is of the one that a slider chooses.
     Raises VAEError for a conditional model.
     """
+    by_beta = by_beta or {}
     _need_codes_alone(*models.values(), *by_beta.values())
 
-    def draw(source, page, beta):
-        chosen = models | {f"{beta} (slider)": by_beta[beta]}
+    def draw(source, page, beta=None):
+        chosen = models | ({f"{beta} (slider)": by_beta[beta]} if beta else {})
         if source == "test images":
             first = page * n
             x = vae.as_unit(data.test.images[first : first + n])
@@ -111,10 +112,11 @@ def explore_models(
     controls = {
         "source": choice(options=["test images", "draws of the prior"]),
         "page": whole_slider(0, 0, last_page, description="which (page, or seed)"),
-        "beta": ipywidgets.SelectionSlider(
-            options=betas, value=betas[-1], description="β of the last row", **STYLE
-        ),
     }
+    if betas:
+        controls["beta"] = ipywidgets.SelectionSlider(
+            options=betas, value=betas[-1], description="β of the last row", **STYLE
+        )
     return Explorer(f"The same through several models: {data.title}", draw, controls)
 
 
