@@ -57,24 +57,38 @@ def attribute_shares(net: FeatureNet, images: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(shares, dim=1)
 
 
-def asks(data: ImageData, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Labels that ask for one attribute after the other, ASKED times on, then off: (2 A ASKED, A).
+def asks(data: ImageData, seed: int = 0) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """(attribute, on or off) → ASKED labels that ask for just this, and those without it.
 
-    Twice: the second without what is asked for, see conditional.labels_of.
+    See conditional.labels_of. What no training image shows cannot be asked for.
     """
-    parts = []
-    for name in data.label_names:
-        for text in (name, f"-{name}"):
-            parts.append(conditional.labels_of(data, text, ASKED, seed=seed))
-    labels, without = zip(*parts)
-    return torch.cat(labels), torch.cat(without)
+    result = {}
+    for number, name in enumerate(data.label_names):
+        known = data.train.labels[:, number]
+        for value, sign in ((1, ""), (0, "-")):
+            if (known == value).any():
+                asked = conditional.labels_of(data, sign + name, ASKED, seed=seed)
+                result[number, value] = asked
+    return result
 
 
-def asked_attribute_shares(net: FeatureNet, images: Tensor) -> Tensor:
-    """Of images that were asked for by `asks`, the share that shows it: (A, 2), first on."""
-    seen = (logits_of(net, images) > 0).unflatten(0, (-1, 2, ASKED))  # (A, 2, ASKED, A)
-    asked = seen.diagonal(dim1=0, dim2=3).double().mean(1)  # (2, A)
-    return torch.stack([asked[0], 1 - asked[1]], dim=1)
+def asked_shares(
+    net: FeatureNet, model: vae.VAE, data: ImageData, *, seed: int = 0, **choices
+) -> Tensor:
+    """Of samples that were asked for one attribute, on or off, the share that shows it: (A, 2).
+
+    As in attribute_shares; choices are those of vae.sample_images, for example guidance.
+    """
+    wanted = asks(data, seed)
+    labels, without = (torch.cat(parts) for parts in zip(*wanted.values()))
+    if choices:
+        choices["without"] = without
+    images = vae.sample_images(model, len(labels), labels, seed=seed, **choices)
+    shares = torch.full((len(data.label_names), 2), torch.nan, dtype=torch.double)
+    for (number, value), logits in zip(wanted, logits_of(net, images).split(ASKED)):
+        seen = (logits[:, number] > 0) == bool(value)
+        shares[number, 1 - value] = seen.double().mean()
+    return shares
 
 
 def recognised(
@@ -82,29 +96,39 @@ def recognised(
 ) -> dict:
     """The share of real images, of reconstructions and of samples in which a label is seen.
 
-    sets are those of metrics.picture_sets and report.draws; samples count for a model that was
-    given labels. Of classes one share with its standard error. Of attributes the mean over all of
-    them, on and off, and those of each; their samples are drawn anew, with one attribute asked for.
+    sets are those of metrics.picture_sets and report.draws. Samples count for a model that was
+    given labels.
     """
-    real, labels = data.test.images[: len(sets["reconstructions"])], data.test.labels
-    labels = labels[: len(real)]
-    given = {"real": real, "reconstructions": sets["reconstructions"]}
-    samples = [name for name in sets if name.startswith("samples_") and model.config.conditions]
-    if labels.ndim == 1:
-        result = {"images": len(real)}
-        for name, images in (given | {name: sets[name] for name in samples}).items():
-            result |= share(is_named(net, images, labels), f"recognised_{name}")
-        return result
-    shares = {name: attribute_shares(net, images, labels) for name, images in given.items()}
-    wanted, without = asks(data, seed)
-    ways = {"samples_prior": {}}
-    if model.learned_prior:
+    x_hat, labels = sets["reconstructions"], data.test.labels
+    given = {"real": data.test.images[: len(x_hat)], "reconstructions": x_hat}
+    if labels.ndim == 2:
+        return {"images": len(x_hat)} | attributes_recognised(net, model, data, given, seed)
+    if model.config.conditions:
+        drawn = [name for name in sets if name.startswith("samples_")]
+        given |= {name: sets[name] for name in drawn if name != "samples_normal_prior"}
+    result = {"images": len(x_hat)}
+    for name, images in given.items():
+        result |= share(is_named(net, images, labels[: len(images)]), f"recognised_{name}")
+    return result
+
+
+def attributes_recognised(
+    net: FeatureNet, model: vae.VAE, data: ImageData, given: dict[str, Tensor], seed: int
+) -> dict:
+    """The mean over all attributes, on and off, and the shares of each.
+
+    Of the given images, which have the labels of the first test images; and of samples, drawn here,
+    with one attribute asked for.
+    """
+    shares = {}
+    for name, images in given.items():
+        shares[name] = attribute_shares(net, images, data.test.labels[: len(images)])
+    ways = {"samples_prior": {}} if model.config.conditions else {}
+    if ways and model.learned_prior:
         ways |= {f"samples_{name.replace(' ', '_')}": way for name, way in report.GUIDED.items()}
-    for name, way in progress_bar(ways.items() if model.config.conditions else (), desc="asked"):
-        choices = way | {"without": without} if way else {}
-        images = vae.sample_images(model, len(wanted), wanted, seed=seed, **choices)
-        shares[name] = asked_attribute_shares(net, images)
-    result = {"images": len(real), "asked": ASKED}
+    for name, way in progress_bar(ways.items(), desc="attributes"):
+        shares[name] = asked_shares(net, model, data, seed=seed, **way)
+    result: dict = {"asked": ASKED}
     result |= {f"recognised_{name}": value.nanmean().item() for name, value in shares.items()}
     each = {}
     for number, attribute in enumerate(data.label_names):

@@ -66,7 +66,7 @@ class TestEach:
         assert "synthetic" not in printed(path)
 
     def test_every_number_quoted_as_seen_was_printed(self, path):
-        seen = [cell.source.partition("**Seen.**")[2] for cell in cells(path, "markdown")]
+        seen = [cell.source.partition("**What we see.**")[2] for cell in cells(path, "markdown")]
         assert any(seen)
         assert unsourced("\n".join(seen), printed(path)) == []
 

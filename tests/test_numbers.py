@@ -47,10 +47,11 @@ def task1_differences() -> list[float]:
 def sources(text: str) -> list:
     """The measurements that a text may quote, beside what stands in its own tables."""
     task1 = [task1_differences(), tables.recorded("cifar10_conv"), tables.recorded("celeba_conv")]
-    quality = [tables.measured(name) for name in tables.QUALITY]
+    quality = [tables.measured(name) for name in tables.CIFAR + tables.FACES]
     plain, best = tables.recorded("cifar10_conv"), tables.recorded("cifar10_best")
     more_weights = best["parameters"] / plain["parameters"] - 1
     features = [read_json(f"checkpoints/features/{name}.json") for name in ("cifar10", "celeba")]
+    answers = read_json("figures/theory.json")
     # An index among the test images, or the training images, holds at most their logarithm.
     indices = [math.log(10_000), math.log(45_000)]
     of_text = {
@@ -58,9 +59,8 @@ def sources(text: str) -> list:
         "docs/results.md": [task1, features, quality, more_weights],
         "docs/models.md": gallery.measured(),
         "docs/speed.md": read_json("figures/speed.json"),
-        "theory_answers.md": [
-            read_json("figures/theory.json"), indices, theory.CLOUD, theory.NEIGHBOURS
-        ],
+        "theory_answers.md": [answers, theory.USED],
+        "docs/theory.md": [answers, indices, theory.HELD, theory.NEIGHBOURS],
     }  # fmt: skip
     return [settings(), of_text.get(text, [])]
 
@@ -111,13 +111,13 @@ def test_information_about_the_index_goes_from_nothing_to_all():
     assert theory.index_information(torch.zeros(50, 4), logvar, n=50) == pytest.approx(0)
 
 
-def test_a_cloud_holds_95_percent_of_its_samples():
+def test_a_posterior_holds_95_percent_of_its_samples():
     z = 3 + 2 * vae.sample_latents(2000, 8, seed=1)
     far, own = torch.full((1, 8), 30.0), torch.full((1, 8), 3.0)
     logvar = torch.full((1, 8), math.log(4))
-    assert theory.share_in_clouds(z, far, logvar) == 0
-    clouds = torch.cat([far, own]), logvar.expand(2, 8)
-    assert theory.share_in_clouds(z, *clouds) == pytest.approx(0.95, abs=0.02)
+    assert theory.share_in_posteriors(z, far, logvar) == 0
+    both = torch.cat([far, own]), logvar.expand(2, 8)
+    assert theory.share_in_posteriors(z, *both) == pytest.approx(0.95, abs=0.02)
 
 
 def data_set(name: str, size: int, labels: tuple[str, ...]) -> vae.ImageData:

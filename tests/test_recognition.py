@@ -17,19 +17,26 @@ from support.features import FeatureNet
 NAMES = ("Young", "Smiling", "Male")
 
 
-class ReadsPixels(nn.Module):
-    """Its logits are the first three pixels of the first channel, from 0 to 1, less 0.5."""
+class ReadsRows(nn.Module):
+    """Its logits are the means of the three rows of the first channel, from 0 to 1, less 0.5."""
 
     def __init__(self):
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        return x[:, 0].flatten(1)[:, :3] - 0.5
+        return x[:, 0].mean(2) - 0.5
+
+
+def with_rows(values):
+    """Images (N, 3, 3, 2) whose rows have these values (N, 3)."""
+    images = torch.zeros(len(values), 3, 3, 2)
+    images[:, 0] = values[:, :, None]
+    return images
 
 
 class ShowsLabels:
-    """A conditional model whose samples have their labels as their first pixels, but one."""
+    """A conditional model whose samples show their labels, but one."""
 
     learned_prior = False
     config = vae.Config(conditions=3, model="cvae")
@@ -41,39 +48,41 @@ class ShowsLabels:
         shown = labels.clone()
         if self.deaf_to is not None:
             shown[:, self.deaf_to] = 0
-        images = torch.zeros(n, 3, 2, 2)
-        images[:, 0] = torch.cat([shown, torch.zeros(n, 1)], dim=1).reshape(n, 2, 2)
-        return images
+        return with_rows(shown)
 
 
 @pytest.fixture
 def people():
     labels = (rand(200, 3) > 0.4).long()
-    images = torch.zeros(200, 3, 2, 2, dtype=torch.uint8)
-    images[:, 0] = 255 * torch.cat([labels, labels[:, :1]], dim=1).reshape(200, 2, 2).byte()
-    part = vae.Split(images, labels)
+    part = vae.Split((255 * with_rows(labels.float())).byte(), labels)
     return vae.ImageData("celeba", "people", part, part, part, NAMES)
 
 
 def test_a_class_is_named_or_not():
-    images = torch.zeros(4, 3, 2, 2)
-    images[[0, 1, 2, 3], 0, [0, 0, 1, 0], [0, 1, 0, 0]] = 1.0  # pixels 0, 1, 2 and 0
-    named = recognition.is_named(ReadsPixels(), images, torch.tensor([0, 1, 1, 2]))
+    images = with_rows(torch.eye(3)[[0, 1, 2, 0]])
+    named = recognition.is_named(ReadsRows(), images, torch.tensor([0, 1, 1, 2]))
     assert named.tolist() == [True, True, False, False]
     assert recognition.share(named, "seen") == pytest.approx({"seen": 0.5, "seen_se": 0.5 / 3**0.5})
 
 
 def test_shares_of_attributes_are_those_of_counting_by_hand():
-    images, labels = rand(60, 3, 2, 2), (rand(60, 3, seed=1) > 0.5).long()
+    values, labels = rand(60, 3), (rand(60, 3, seed=1) > 0.5).long()
     labels[:, 2] = 1  # always on, so that there is none with it off
-    shares = recognition.attribute_shares(ReadsPixels(), images, labels)
-    pixels = images[:, 0].flatten(1)
+    shares = recognition.attribute_shares(ReadsRows(), with_rows(values), labels)
     for k in range(3):
-        seen = pixels[:, k] > 0.5
+        seen = values[:, k] > 0.5
         for column, value in ((0, 1), (1, 0)):
             group = [bool(seen[i]) == bool(value) for i in range(60) if labels[i, k] == value]
             expected = np.mean(group) if group else float("nan")
             assert shares[k, column].item() == pytest.approx(expected, nan_ok=True)
+
+
+def test_what_no_training_image_shows_is_not_asked_for(people, monkeypatch):
+    people.train.labels[:, 0] = 1  # nobody is old
+    assert (0, 0) not in recognition.asks(people) and (0, 1) in recognition.asks(people)
+    monkeypatch.setattr(vae, "sample_images", ShowsLabels().samples)
+    shares = recognition.asked_shares(ReadsRows(), ShowsLabels(), people)
+    assert shares[0].isnan().tolist() == [False, True] and (shares[1:] == 1).all()
 
 
 @pytest.mark.parametrize("deaf_to", [None, 1])
@@ -81,7 +90,7 @@ def test_asked_attributes_are_recognised_where_the_samples_show_them(people, mon
     model = ShowsLabels(deaf_to)
     monkeypatch.setattr(vae, "sample_images", model.samples)
     sets = {"reconstructions": people.test.images[:100] / 255, "samples_prior": None}
-    result = recognition.recognised(ReadsPixels(), model, people, sets)
+    result = recognition.recognised(ReadsRows(), model, people, sets)
     assert result["recognised_real"] == result["recognised_reconstructions"] == 1
     # Never on: always right about off, and never about on.
     assert result["recognised_samples_prior"] == pytest.approx(1 if deaf_to is None else 5 / 6)
@@ -92,8 +101,7 @@ def test_asked_attributes_are_recognised_where_the_samples_show_them(people, mon
 
 def test_classes_are_recognised_in_all_sets_that_were_given_labels(monkeypatch):
     labels = torch.arange(30) % 3
-    images = torch.zeros(30, 3, 2, 2)
-    images[:, 0] = torch.eye(4)[labels].reshape(30, 2, 2)
+    images = with_rows(torch.eye(3)[labels])
     part = vae.Split((255 * images).byte(), labels)
     data = vae.ImageData("cifar10", "three classes", part, part, part, ("a", "b", "c"))
     sets = {
@@ -102,7 +110,7 @@ def test_classes_are_recognised_in_all_sets_that_were_given_labels(monkeypatch):
         "samples_prior": images.roll(1, 0),
         "samples_guidance_1": images,
     }
-    result = recognition.recognised(ReadsPixels(), ShowsLabels(), data, sets)
+    result = recognition.recognised(ReadsRows(), ShowsLabels(), data, sets)
     shares = {name: value for name, value in result.items() if not name.endswith("_se")}
     assert shares == {
         "images": 30,
