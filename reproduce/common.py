@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import vae_helpers as vae
 from base.files import ROOT
-from support import metrics, recognition, report, runs
+from support import metrics, report, runs
 from support.disentanglement import disentanglement
 
 FIGURES = ROOT / "figures"
@@ -62,18 +62,3 @@ def measure(run: runs.Run, data: vae.ImageData) -> dict:
             result[f"disentanglement_{key}"] = value
     result |= {"parameters": vae.count_parameters(model), "train_images": len(data.train.images)}
     return result | {key: run.record[key] for key in ("seconds", "hardware")}
-
-
-def compare(run: runs.Run, data: vae.ImageData, compared: int) -> dict[str, float]:
-    """How near the pictures of a run are to real ones, or how often there is a face in them.
-
-    ffd_* are Fréchet feature distances to the first `compared` test images, or to all if there are
-    fewer; found_* are of faces.
-    """
-    real = data.test.images[:compared]
-    sets = metrics.picture_sets(run.model, data, len(real))
-    if data.name == "celeba":
-        return recognition.faces(real, sets)
-    sets["real_train"] = data.train.images[: len(real)]
-    net = metrics.load_feature_net(data.name)
-    return {"compared": len(real)} | metrics.distances(net, real, sets, "ffd")

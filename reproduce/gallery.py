@@ -24,23 +24,13 @@ from torch import Tensor
 
 import vae_helpers as vae
 from base.figure_style import LEFT
-from reproduce.common import (
-    CHECKPOINTS,
-    FIGURES,
-    chosen,
-    compare,
-    load_models,
-    measure,
-    read_json,
-    save,
-)
+from reproduce.common import CHECKPOINTS, FIGURES, chosen, load_models, measure, read_json, save
 from reproduce.theory import PAIR
 from support import conditional, disentanglement, metrics, report, runs
 
 # ── The family ──────────────────────────────────────────────────────────────────────────────────
 
 SHAPES = 30_000  # training images to be drawn
-COMPARED = 5000  # images in each Fréchet distance
 SHOWN = 8  # images in each half of a row of the picture
 ATTRIBUTES = ("Smiling", "Male", "Eyeglasses", "Blond_Hair")
 
@@ -120,7 +110,7 @@ def train_and_measure(names: list[str]) -> tuple[dict[str, vae.VAE], dict[str, v
         models[name] = run.model
         results = measured()
         if name not in results or run.origin == "trained now":
-            results[name] = measure(run, data) | compare(run, data, COMPARED)
+            results[name] = measure(run, data)
             order = sorted(results, key=list(ENTRIES).index)
             vae.write_json(FIGURES / "gallery.json", {key: results[key] for key in order})
     return models, sets
