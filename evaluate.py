@@ -86,6 +86,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
             raise vae.VAEError(
                 f"--{name} must be a whole number from {low} to {2**32 - 1:,}, not {value}."
             )
+    beside = [name for name in ("guidance", "fid", "quick", "npz") if getattr(args, name)]
+    if args.pictures and beside:
+        raise vae.VAEError(f"--{beside[0]} has no meaning beside --pictures: leave it out.")
     if args.crop and not args.pictures:
         raise vae.VAEError("--crop is for --pictures FILE.")
     if args.crop:

@@ -234,10 +234,14 @@ PRESETS["grid"] = PRESETS["best"] | {
 }  # fmt: skip
 
 
-def epochs_from_environment() -> int | str | None:
-    """n under VAE_EPOCHS=n, else None. What is no number Config refuses."""
-    epochs = os.environ.get("VAE_EPOCHS", "")
-    return int(epochs) if epochs.isdecimal() else epochs or None
+def epochs_from_environment() -> int | None:
+    """n under VAE_EPOCHS=n, else None. Raises VAEError for what is no number from 1 on."""
+    epochs = os.environ.get("VAE_EPOCHS")
+    if not epochs:
+        return None
+    if not (epochs.isdecimal() and int(epochs)):
+        raise VAEError(f"VAE_EPOCHS must be a whole number from 1 on, not {epochs}.")
+    return int(epochs)
 
 
 def config_for(data: ImageData, *, typed: Iterable[str] = (), **choices) -> Config:

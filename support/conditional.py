@@ -152,11 +152,11 @@ def labels_from_names(text: str | None, names: Sequence[str], n: int, config: va
             f"This model is conditional: say with --labels what is shown, of {known}."
         )
     one = torch.zeros(config.conditions)
-    if text in names:
-        one[list(names).index(text)] = 1
-    else:
-        for name, value in asked_attributes(text, names).items():
-            one[list(names).index(name)] = float(value)
+    wanted = {text: True} if text in names else asked_attributes(text, names)
+    if config.dataset != "celeba" and list(wanted.values()) != [True]:
+        raise vae.VAEError(f"An image has one class: give one name, of {known}, not {text}.")
+    for name, value in wanted.items():
+        one[list(names).index(name)] = float(value)
     return one.expand(n, -1)
 
 

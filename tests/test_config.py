@@ -128,5 +128,5 @@ def test_config_for_follows_the_data_and_the_environment(shapes, monkeypatch):
     monkeypatch.delenv("VAE_FAST")
     assert vae.config_for(shapes, epochs=30, typed=["epochs"]).epochs == 30
     monkeypatch.setenv("VAE_EPOCHS", "²")  # isdigit takes it for a number, int does not
-    with pytest.raises(vae.VAEError, match="epochs must be a whole number"):
+    with pytest.raises(vae.VAEError, match="VAE_EPOCHS must be a whole number"):
         vae.config_for(shapes)
