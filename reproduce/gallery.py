@@ -26,7 +26,7 @@ import vae_helpers as vae
 from base.figure_style import LEFT
 from reproduce.common import CHECKPOINTS, FIGURES, chosen, load_models, measure, read_json, save
 from reproduce.theory import PAIR
-from support import conditional, disentanglement, metrics, report, runs
+from support import conditional, disentanglement, metrics, network_drawing, report, runs
 
 # ── The family ──────────────────────────────────────────────────────────────────────────────────
 
@@ -178,35 +178,41 @@ def draw_family(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> N
 
 
 def draw_tasks() -> None:
-    """A picture of each task, and one of what makes reconstructions sharper."""
+    """What a VAE is, a picture of each task, and one of what makes reconstructions sharper."""
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
-    images = cifar.test.images[:12]
-    names = {"convolutional": "cifar10_conv", "fc, same size": "cifar10_fc"}
-    names["fc, 3x"] = "cifar10_fc3x"
-    title = f"Task 1 · convolutions copy more than a blob: {cifar.title}"
-    save(vae.plot_reconstructions(load_models(names), images, title), "task1_reconstructions.png")
-
-    names = {"BCE": "cifar10_conv", "calibrated σ": "cifar10_conv_sigma", "best": "cifar10_best"}
+    images, people = cifar.test.images, faces.test.images
+    names = {"plain": "cifar10_conv", "fully connected": "cifar10_fc"}
+    names["… three times the size"] = "cifar10_fc3x"
     models = load_models(names)
+    title = "A variational autoencoder: an arrow is a layer"
+    save(network_drawing.plot_networks({"plain": models["plain"]}, images[4], title), "vae.png")
+    title = f"Task 1 · convolutions keep more than a blob: {cifar.title}"
+    save(vae.plot_reconstructions(models, images[:12], title), "task1_reconstructions.png")
+
+    names = {"plain": "cifar10_conv", "calibrated σ": "cifar10_conv_sigma", "best": "cifar10_best"}
+    models = load_models(names | {"grid of faces": "celeba_grid", "plain faces": "celeba_conv"})
+    sharper = {name: models[name] for name in names}
     title = f"Two losses, three models, one latent size: {cifar.title}"
-    save(vae.plot_reconstructions(models, images, title), "quality_reconstructions.png")
+    save(vae.plot_reconstructions(sharper, images[:12], title), "quality_reconstructions.png")
 
-    a, b = cifar.test.images[list(PAIR)]
-    walk = vae.interpolate_images(models["best"], a, b, 10)
-    fade = vae.cross_fade(walk[0], walk[-1], 10)
-    strips = {"straight walk": walk, "fade of reconstructions": fade}
-    strips["spherical walk"] = vae.interpolate_images(models["best"], a, b, 10, "spherical")
-    title = f"Task 2 · a straight walk through codes is nearly a fade: {cifar.title}"
-    save(vae.display_interpolated_images(strips, (a, b), title), "task2_interpolation.png")
+    first, last = PAIR
+    walk = vae.interpolate_images(models["best"], images[first], images[last], 9)
+    rows = {"bird to car, best": walk, "fade of the same": vae.cross_fade(walk[0], walk[-1], 9)}
+    of_faces = models["grid of faces"]
+    rows["face to face, grid"] = vae.interpolate_images(
+        of_faces, people[7], people[16], 9, "spherical"
+    )
+    title = f"Task 2 · between two photographs, and two faces: {cifar.title}, {faces.title}"
+    save(vae.plot_rows(rows, title, cell=1.28), "task2_interpolation.png")
 
-    model = load_models({"faces": "celeba_conv"})["faces"]
-    codes = F.normalize(vae.sample_codes(model, faces.test.images[:12]), dim=1)
+    model = models["plain faces"]
+    codes = F.normalize(vae.sample_codes(model, people[:12]), dim=1)
     random = vae.sample_latents(12, model.latent_size, seed=0, radius=1)
     rows = {}
     for name, directions in (("random", random), ("codes of faces", codes)):
-        for radius in (3.3, 11.3, 40):
+        for radius in (6.5, 11.3, 40):
             rows[f"{name}, ‖z‖ = {radius}"] = vae.decode_images(model, radius * directions)
-    title = f"Task 3 · the direction makes the face, the radius the contrast: {faces.title}"
+    title = f"Task 3 · further out, random directions lose the face: {faces.title}"
     save(vae.plot_rows(rows, title), "task3_regions.png")
 
 
@@ -239,8 +245,8 @@ def draw_grids() -> None:
     vae.write_json(FIGURES / "grid.json", numbers)
     save(plot_learning(records), "grid_learning.png")
     # The data and the model are now those of faces.
-    drawn = vae.sample_images(model, 24, data.test.labels[:24], seed=0, temperature=0.5)
-    save(vae.plot_grid(drawn, "Nobody: drawn by a VAE", cell=0.9), "faces.png")
+    drawn = vae.sample_images(model, 24, data.test.labels[:24], seed=0, temperature=0.7)
+    save(vae.plot_grid(drawn, f"New faces, drawn by grid: {data.title}", cell=0.9), "faces.png")
     (FIGURES / "morph.gif").write_bytes(film(model, data.test.images[:10]))
 
 

@@ -206,7 +206,7 @@ def fit_gaussian(z: Tensor) -> MultivariateNormal:
     training images, its samples lie where the codes do, and not where the prior wants them.
     """
     z = z.double()
-    covariance = torch.cov(z.T).reshape(z.shape[1], -1)
+    covariance = torch.cov(z.T, correction=0).reshape(z.shape[1], -1)
     # A little more variance in every direction, for codes that leave some of them out.
     return MultivariateNormal(z.mean(0), covariance + 1e-4 * torch.eye(z.shape[1]).double())
 
