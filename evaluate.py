@@ -183,8 +183,8 @@ def draw(
             raise vae.VAEError("--labels is for models that were trained with labels.")
         conditions, without = conditional.labels_of(data, args.labels, n, seed=args.seed)
         if model.learned_prior:
-            strength = 2.0 if args.guidance is None else args.guidance
-            guided = {"guidance": strength, "without": without}
+            guidance = 2.0 if args.guidance is None else args.guidance
+            guided = {"guidance": guidance, "without": without}
     samples = vae.sample_images(model, n, conditions, seed=args.seed, **guided)
     report.draw_images(model, data, x_hat[:n], samples, args.num_interpolations, out)
     report.draw_maps(model, data, mu, args.quick, out)
@@ -232,6 +232,18 @@ def measure(
     if data.name == "shapes" and not (model.learned_prior or model.conditional):
         parts["disentanglement"] = disentanglement(model, seed)
     compared = min(args.num_frechet, len(images), len(data.train.images))
+    judge = recognition.judge(data)
+    networks = {"fid": inception} if inception else {}
+    if data.name != "celeba":  # for faces the detector agrees better with the eye
+        networks["ffd"] = net
+    if networks and compared < report.LEAST_FRECHET:
+        networks = {}
+        print(
+            f"Fréchet distances are left out: they need {report.LEAST_FRECHET:,} training and test "
+            f"images, and there are {compared:,}."
+        )
+    if not (networks or judge or data.name == "celeba"):
+        return parts
     sets = metrics.picture_sets(model, data, compared, seed=seed)
     if model.learned_prior:
         for name, images_drawn in report.draws(model, data.test.labels[:compared], seed).items():
@@ -241,19 +253,9 @@ def measure(
         report.enlarged_grid(shown, min(len(shown), 8)).save(args.out / "samples_gaussian.png")
     if data.name == "celeba":
         parts["faces"] = recognition.faces(images[:compared], sets)
-    judge = recognition.judge(data)
     if judge:
         parts["recognised"] = recognition.recognised(judge, model, data, sets, seed=seed)
     sets = {"real_train": data.train.images[:compared]} | sets
-    networks = {"fid": inception} if inception else {}
-    if data.name != "celeba":  # for faces the detector agrees better with the eye
-        networks["ffd"] = net
-    if networks and compared < report.LEAST_FRECHET:
-        print(
-            f"Fréchet distances are left out: they need {report.LEAST_FRECHET:,} training and test "
-            f"images, and there are {compared:,}."
-        )
-        return parts
     for unit, network in networks.items():
         distances = metrics.distances(network, images[:compared], sets, unit)
         parts["frechet"] = {"images": compared} | parts.get("frechet", {}) | distances

@@ -1260,8 +1260,6 @@ def sample_images(model: VAE, n: int, labels: Tensor | None = None, **region) ->
     """
     if n < 1:
         raise VAEError(f"The number of samples must be 1 or more, not {n}.")
-    if region.get("without") is not None:
-        region["without"] = model.condition(region["without"])
     z = model.draw_codes(n, condition=model.condition(labels), **region)
     return decode_images(model, z, labels)
 

@@ -311,6 +311,7 @@ class GridVAE(conditional.Conditional, vae.VAE):
                 "guidance needs a model whose prior learned with labels, and the labels that are "
                 "asked for."
             )
+        without = self.condition(without)
         choices = {"temperature": temperature, "guidance": guidance}
         if top_k is not None:
             if not self.discrete:
