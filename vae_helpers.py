@@ -1439,11 +1439,6 @@ def plot_reconstructions(models: dict[str, VAE], images: Tensor, title: str) -> 
     return plot_rows(rows, title)
 
 
-def plot_samples(models: dict[str, VAE], z: Tensor, title: str) -> Figure:
-    """What each model decodes from the same latents (n, D)."""
-    return plot_rows({name: decode_images(model, z) for name, model in models.items()}, title)
-
-
 def display_interpolated_images(
     images: Tensor | dict[str, Tensor],
     originals: tuple[Tensor, Tensor] | None = None,
@@ -1462,95 +1457,3 @@ def display_interpolated_images(
         rows = {name: torch.cat([a[None], strip, b[None]]) for name, strip in rows.items()}
         labels = ["original", *labels, "original"]
     return plot_rows(rows, title, labels)
-
-
-def plot_curves(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    reference: dict[str, float] | None = None,
-) -> Figure:
-    """Named curves (xs, ys) of what is never negative, with named lines for comparison."""
-    fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
-    for name, (xs, ys) in curves.items():
-        ax.plot(xs, ys, marker=".", label=name)
-    for name, value in (reference or {}).items():
-        ax.axhline(value, color="grey", ls=":", lw=1.5, label=name)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.margins(y=0.15)
-    ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # what is shown here is never negative
-    if len(curves) > 1 or reference:
-        fig.legend(loc="outside right center")  # beside the curves, so that it covers none
-    fig.suptitle(title, **LEFT)
-    return fig
-
-
-def plot_along_path(
-    curves: dict[str, Tensor],
-    title: str,
-    ylabel: str,
-    reference: dict[str, float] | None = None,
-    steps: bool = False,
-) -> Figure:
-    """One number per position t on the way from 0 to 1, or per step between two positions."""
-    placed = {}
-    for name, values in curves.items():
-        n = len(values)
-        placed[name] = ((np.arange(n) + 0.5) / n if steps else np.linspace(0, 1, n), values)
-    return plot_curves(placed, title, "t, from one end (0) to the other (1)", ylabel, reference)
-
-
-def plot_aggregate_posterior(posterior: AggregatePosterior, title: str) -> Figure:
-    """Where q(z) lies against N(0, I): each dimension's KL, mean and spread, and the norms."""
-    fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    order = posterior.kl_nats.argsort(descending=True)
-    dims = np.arange(len(order))
-    axes[0].bar(dims, posterior.kl_nats[order].numpy(), width=1)
-    axes[0].set(title="KL per dimension", ylabel="KL (nats)")
-    axes[1].plot(dims, posterior.std[order], ".", label="standard deviation")
-    axes[1].plot(dims, posterior.mean[order], ".", label="mean")
-    axes[1].axhline(1, color="C0", ls=":")
-    axes[1].axhline(0, color="C1", ls=":")
-    axes[1].set(title="q(z) per dimension; dotted: N(0, 1)")
-    axes[1].legend(loc="upper right")
-    for ax in axes[:2]:
-        ax.set_xlabel("dimension, sorted by KL")
-    prior = sample_latents(4000, len(order)).norm(dim=1)
-    filled = {"bins": 40, "density": True, "alpha": 0.5}
-    axes[2].hist(prior, label="prior N(0, I)", **filled)
-    axes[2].hist(posterior.norms, label="codes z ~ q(z|x)", **filled)
-    norms = posterior.mu.norm(dim=1)
-    axes[2].hist(norms, bins=40, density=True, histtype="step", color="k", label="means mu(x)")
-    axes[2].set(title="distance from the origin", xlabel="norm", ylabel="density")
-    axes[2].legend()
-    fig.suptitle(title, **LEFT)
-    return fig
-
-
-def plot_rate_distortion(
-    results: dict[str, dict[str, float]],
-    title: str,
-    others: dict[str, dict[str, float]] | None = None,
-) -> Figure:
-    """Rate (nats of the code) against distortion (squared error) of models, named at their points.
-
-    results   name → what evaluate gives; a line joins them in the order of their KL
-    others    more models, not joined by the line
-    """
-    fig, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    points = sorted((r["kl_nats"], r["mse"], name) for name, r in results.items())
-    rates, errors, _ = zip(*points)
-    ax.plot(rates, errors, "o-", color="C0")
-    for rate, error, name in points:
-        ax.annotate(name, (rate, error), xytext=(8, 5), textcoords="offset points")
-    for name, r in (others or {}).items():  # their names are below left, off the line
-        point = (r["kl_nats"], r["mse"])
-        ax.plot(*point, "s", color="C1")
-        ax.annotate(name, point, xytext=(-8, -4), textcoords="offset points", ha="right")
-    ax.set(xlabel="rate (nats per image)", ylabel="squared error of reconstructions, on [0, 1]")
-    ax.set(xscale="log")
-    ax.margins(x=0.2, y=0.15)
-    ax.set_ylim(bottom=0)
-    fig.suptitle(title, **LEFT)
-    return fig

@@ -7,8 +7,8 @@
 
 Finished runs in runs/ are used again, so it can be stopped and started at will. A data set that
 cannot be had is passed over. Writes figures/gallery.json and grid.json, gallery*.png, grid_*.png,
-task*.png, quality_reconstructions.png, faces.png and morph.gif. No picture that it draws is chosen:
-each shows the first test images, or the first samples of a seed.
+task*.png, quality_reconstructions.png, new_images.png and morph.gif. They show the first test
+images, or the first samples of a seed; only the pairs of the walks were chosen.
 """
 
 from __future__ import annotations
@@ -168,10 +168,10 @@ def draw_family(models: dict[str, vae.VAE], sets: dict[str, vae.ImageData]) -> N
     if "latent2" in models:
         title = f"Neighbours look alike: a two-dimensional code, {sets['fashion_mnist'].title}"
         save(report.plot_manifold(models["latent2"], title), "gallery_plane.png")
-    for name in set(OVER_BETA) & set(models):
-        rows = disentanglement.traversals(models[name], sets["shapes"], seed=0)
-        title = f"One dimension in each row: {ENTRIES[name].title}"
-        save(vae.plot_rows(rows, title), f"gallery_{name}.png")
+    if "shapes_beta1" in models:
+        rows = disentanglement.traversals(models["shapes_beta1"], sets["shapes"], seed=0)
+        title = f"One dimension in each row: {ENTRIES['shapes_beta1'].title}"
+        save(vae.plot_rows(rows, title), "gallery_shapes_beta1.png")
 
 
 # ── The tasks: pictures of released models ──────────────────────────────────────────────────────
@@ -234,7 +234,7 @@ SAMPLES = 200  # samples, and test images, whose nearest training image is looke
 
 
 def draw_grids() -> None:
-    records, numbers = {}, {}
+    records, numbers, drawn = {}, {}, {}
     for dataset, folder in GRIDS.items():
         data = vae.load_dataset(dataset)
         model, records[dataset] = vae.load_checkpoint(CHECKPOINTS / folder)
@@ -242,12 +242,22 @@ def draw_grids() -> None:
             save(plot_sheet(model, data, way), name)
         figure, numbers[dataset] = nearest_images(model, data)
         save(figure, f"grid_{dataset}_nearest.png")
+        drawn |= new_images(model, data)
     vae.write_json(FIGURES / "grid.json", numbers)
     save(plot_learning(records), "grid_learning.png")
+    save(vae.plot_sheets(drawn, "New images of the model grid", columns=10), "new_images.png")
     # The data and the model are now those of faces.
-    drawn = vae.sample_images(model, 24, data.test.labels[:24], seed=0, temperature=0.7)
-    save(vae.plot_grid(drawn, f"New faces, drawn by grid: {data.title}", cell=0.9), "faces.png")
     (FIGURES / "morph.gif").write_bytes(film(model, data.test.images[:10]))
+
+
+def new_images(model: vae.VAE, data: vae.ImageData, n: int = 40) -> dict[str, Tensor]:
+    """Title → n new images of 64x64 pixels, ten in a row."""
+    if data.name == "celeba":
+        title = f"{data.title}: attributes of test faces, temperature 0.7"
+        return {title: vae.sample_images(model, n, data.test.labels[:n], seed=0, temperature=0.7)}
+    images = vae.sample_images(model, n, torch.arange(n) % 10, seed=0, guidance=2.0)
+    enlarged = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    return {f"{data.title}: a class in each column, guidance 2": enlarged}
 
 
 def plot_sheet(model: vae.VAE, data: vae.ImageData, way: dict[str, float]) -> Figure:

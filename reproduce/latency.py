@@ -1,13 +1,15 @@
 """How fast the sliders answer in a browser, in JupyterLab and on the page, and their pictures.
 
     python -m reproduce.latency explorers    JupyterLab: needs the real data; some five minutes
-    python -m reproduce.latency page         docs/index.html: needs no data; a minute
+    python -m reproduce.latency page         docs/index.html: needs no data; two minutes
 
 Both need Chromium (apt-get install chromium), which Playwright drives. They move the sliders by
 keyboard, and write the milliseconds from a key to the new picture on the screen to
-figures/widgets.json and page.json, and figures/widget_*.jpg and page.gif. The explorers'
-"nothing computed" is a slider that only swaps two ready pictures, which is what JupyterLab and the
-browser take by themselves. tests/test_browser.py and tests/front_ends.py use the same driver.
+figures/widgets.json and page.json, and figures/widget_*.jpg, page.gif and page_faces.gif. For the
+page also how fast its VAE learns, how many frames a second are drawn meanwhile, and both without
+WebAssembly. The explorers' "nothing computed" is a slider that only swaps two ready pictures, which
+is what JupyterLab and the browser take by themselves. tests/test_browser.py and
+tests/front_ends.py use the same driver.
 """
 
 from __future__ import annotations
@@ -165,14 +167,15 @@ cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
 def load(name):
     return vae.load_checkpoint(runs.RELEASED / name)[0]"""
 
-# Title of its row in docs/speed.md → name of its screenshot, and the cell that shows it.
+# Title of its row in docs/speed.md → name of its screenshot, if it has one, and the cell that
+# shows it.
 EXPLORERS = {
     "a walk between two images of CIFAR-10": (
         "interpolation",
         'sliders.explore_interpolation(load("cifar10_best"), cifar, 12, 37)',
     ),
     "the same images through four models": (
-        "models",
+        None,
         """models = {"conv": "conv", "fc, same size": "fc", "fc, 3x": "fc3x"}
 betas = {"β = 0": "conv_beta0", "β = 0.1": "conv_beta0.1", "β = 1": "conv", "β = 4": "conv_beta4"}
 sliders.explore_models({title: load(f"cifar10_{name}") for title, name in models.items()}, cifar,
@@ -180,7 +183,7 @@ sliders.explore_models({title: load(f"cifar10_{name}") for title, name in models
     ),
     "faces from a region": ("region", 'sliders.explore_region(load("celeba_conv"), faces)'),
     "the dimensions of a face": (
-        "dimensions",
+        None,
         """model = load("celeba_conv")
 mu, _ = vae.encode_images(model, faces.train.images)
 directions = {}
@@ -222,76 +225,156 @@ def measure_explorers() -> dict[str, dict]:
 
 # ── The page ────────────────────────────────────────────────────────────────────────────────────
 
-# Title of its row in docs/speed.md → data set of Task 2, slider, the canvas it draws on.
+# Title of its row in docs/speed.md → part of the page, a radio button to choose first, slider, and
+# the canvas that changes last.
 SLIDERS = {
-    "β of CIFAR-10": ("cifar10", "one.beta", "one.beta.canvas"),
-    "position between two images of CIFAR-10": ("cifar10", "two.t", "two.latent.canvas"),
-    "position between two faces": ("celeba", "two.t", "two.latent.canvas"),
-    "smile of a face": ("celeba", "three.Smiling", "portrait.canvas"),
-}
-QUIET = "!working && grid.every(button => button.firstChild.pixels)"
+    "position between two images of CIFAR-10": (
+        "morph", 'name="morph.set"][value="cifar10"', "morph.t", "morph.latent.canvas"),
+    "position between two faces": (
+        "morph", 'name="morph.set"][value="celeba"', "morph.t", "morph.latent.canvas"),
+    "temperature: a new face, with guidance": (
+        "faces", 'name="wish.Smiling"][value="yes"', "faces.temperature", "$('#portrait')"),
+    "temperature: ten new pictures of CIFAR-10, with guidance": (
+        "classes", None, "classes.temperature", "classButtons[9]"),
+}  # fmt: skip
+FIRST = "the first picture, from the start of loading"
+SECONDS = 5  # of training that are timed
 
 
-def load_page(page) -> None:
+def load_page(page, search: str = "") -> float:
+    """Milliseconds until the first picture."""
     page.goto("about:blank")
-    page.goto(webpage.PAGE.as_uri())
-    page.wait_for_function("typeof one === 'object' && typeof grid === 'object'")
-    page.wait_for_function(f"one.conv.canvas.drawn && {QUIET}")
+    page.goto(webpage.PAGE.as_uri() + search, wait_until="commit")
+    page.wait_for_function("typeof lesson === 'object' && lesson.firstPainted")
+    return page.evaluate("lesson.firstPainted")
 
 
-def latencies(page, name: str, canvas: str) -> list[float]:
+def latencies(page, name: str, canvas: str, moves: int) -> list[float]:
     """Move a slider to and fro with the arrow keys: milliseconds from event to picture."""
     page.evaluate("""document.addEventListener('input', event => {
         window.since = event.timeStamp }, true)""")
     page.locator(f'input[name="{name}"]').focus()
     waits = []
-    for key in ["ArrowRight", "ArrowLeft"] * 20:
-        page.wait_for_function(QUIET)
+    for number in range(moves):
+        page.wait_for_function("isQuiet()")
         page.evaluate("window.since = Infinity")
-        page.keyboard.press(key)
+        page.keyboard.press("ArrowLeft" if number % 2 else "ArrowRight")
         page.wait_for_function(f"{canvas}.drawn > window.since")
         waits.append(page.evaluate(f"{canvas}.drawn - window.since"))
     return waits
 
 
-def measure_page() -> dict[str, dict]:
-    """The waits of each slider, by title; draws figures/page.gif."""
+def training_speed(page) -> dict[str, float]:
+    """Of the VAE that learns: images a second, and frames a second while it does."""
+    page.evaluate("setRunning(true)")
+    page.wait_for_function("lesson.steps > 50")
+    steps, frames = page.evaluate(
+        """async seconds => {
+            const [began, before] = [performance.now(), lesson.steps];
+            let frames = 0;
+            while (performance.now() - began < 1000 * seconds) {
+                await nextFrame();
+                frames += 1;
+            }
+            return [lesson.steps - before, frames];
+        }""",
+        SECONDS,
+    )
+    page.evaluate("setRunning(false)")
+    batch = 64  # BATCH of support/page/learn_model.js
+    return {"images_per_s": batch * steps / SECONDS, "frames_per_s": frames / SECONDS}
+
+
+def measure_page(moves: int = 40) -> dict[str, dict]:
+    """Waits and the speed of training, each by title; draws the two films of the page."""
     with open_page(height=900) as page:
-        first = []
-        for _ in range(5):
-            load_page(page)
-            first.append(page.evaluate("one.conv.canvas.drawn"))
-        numbers = {"the first picture, from the start of loading": summary(first)}
-        page.wait_for_timeout(3000)  # until the networks of the other β are read
-        for title, (images, name, canvas) in SLIDERS.items():
-            page.locator(f'input[name="two.set"][value="{images}"]').check()
-            page.wait_for_function(QUIET)
-            numbers[title] = summary(latencies(page, name, canvas))
-            print(title, numbers[title], flush=True)
+        page.emulate_media(reduced_motion="reduce")  # nothing runs that was not asked for
+        waits = {FIRST: summary([load_page(page) for _ in range(5)])}
+        training = {}
+        for engine, search in (("JavaScript", "?javascript"), ("WebAssembly", "")):
+            load_page(page, search)
+            page.emulate_media(reduced_motion="no-preference")
+            training[engine] = training_speed(page)
+            page.emulate_media(reduced_motion="reduce")
+            print(engine, training[engine], flush=True)
+        for title, (part, choice, name, canvas) in SLIDERS.items():
+            page.locator(f"#part-{part}").scroll_into_view_if_needed()
+            page.wait_for_function(f"{canvas}.drawn && isQuiet()")
+            if choice:
+                page.locator(f"input[{choice}]").check(force=True)
+            waits[title] = summary(latencies(page, name, canvas, moves))
+            print(title, waits[title], flush=True)
+        film_learning(page)
         film_face(page)
-    return numbers
+    return {"waits": waits, "training": training}
+
+
+def screenshot(page, selector: str, width: int) -> Image.Image:
+    shot = Image.open(io.BytesIO(page.locator(selector).screenshot()))
+    height = round(shot.height * width / shot.width)
+    return shot.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+
+
+def save_film(frames: list[Image.Image], name: str, duration: list[int]) -> None:
+    some = frames[:: max(1, len(frames) // 12)]
+    montage = Image.new("RGB", (some[0].width, some[0].height * len(some)))
+    for i, frame in enumerate(some):
+        montage.paste(frame, (0, i * frame.height))
+    colours = montage.quantize(255)  # one palette, so that what stands still costs nothing
+    frames = [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
+    options = {"save_all": True, "append_images": frames[1:], "duration": duration, "loop": 0}
+    frames[0].save(FIGURES / name, **options)
+
+
+def film_learning(page) -> None:
+    """figures/page.gif: a VAE learns, collapses at β = 100, and comes back at β = 1."""
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.locator("#part-learn").scroll_into_view_if_needed()
+    page.evaluate("set({'learn.seed': 3, 'learn.beta': betaIndex(1)})")
+    page.wait_for_function("lesson.steps === 0")
+    frames = []
+    for beta, number, count in ((1, 14, 30), (100, 5, 80), (1, 9, 60)):
+        page.evaluate("beta => set({'learn.beta': betaIndex(beta)})", beta)
+        for _ in range(number):
+            page.evaluate("count => learnSteps(count)", count)
+            page.evaluate("nextFrame().then(nextFrame)")
+            frames.append(screenshot(page, "#part-learn", 720))
+    save_film(frames, "page.gif", [180] * (len(frames) - 1) + [2000])
 
 
 def film_face(page) -> None:
-    """figures/page.gif: the sliders of one face move."""
-    page.set_viewport_size({"width": 1000, "height": 900})
-    page.locator("#dimensions").evaluate("part => part.style.display = 'none'")
-    page.locator("#face").evaluate("part => part.style.padding = '10px'")  # a border in the film
-    frames = []
-    for name in ("Smiling", "Male", "Blond_Hair"):
-        for value in (0.5, 1, 1.5, 2, 2, 1, 0):
-            page.locator(f'input[name="three.{name}"]').evaluate(
-                """(slider, value) => {
-                    slider.value = value
-                    slider.dispatchEvent(new Event('input', {bubbles: true}))
-                }""",
-                value,
-            )
-            page.wait_for_function(QUIET)
-            shot = Image.open(io.BytesIO(page.locator("#face").screenshot()))
-            frames.append(shot.convert("RGB").resize((shot.width * 2 // 3, shot.height * 2 // 3)))
-    options = {"save_all": True, "append_images": frames[1:], "duration": 250, "loop": 0}
-    frames[0].save(FIGURES / "page.gif", **options)
+    """figures/page_faces.gif: a face appears place after place, then another one."""
+    page.locator("#part-faces").scroll_into_view_if_needed()
+    page.wait_for_function("face.code && isQuiet()")
+    page.evaluate("set({...initial, 'wish.Smiling': 'yes'})")
+    frames, duration = [], []
+    for seed in (4, 7, 9):
+        page.wait_for_function("isQuiet()")
+        page.evaluate(
+            """async seed => {
+                const { condition, without } = await conditionOf(seed);
+                const images = [{ condition, without, seed }];
+                window.film = drawWithPrior(images, drawingSettings(), async now => {
+                    if (now.pictures) showFace(now.pictures[0]);
+                    mark(now.next);
+                    window.waits = true;
+                    await new Promise(resolve => { window.goOn = resolve });
+                    window.waits = false;
+                    return now.next < FIRST_PLACE ? FIRST_PLACE - now.next : 2;
+                }).then(done => { showFace(done.pictures[0]); mark(-1); window.waits = true });
+            }""",
+            seed,
+        )
+        for number in range(34):
+            page.wait_for_function("window.waits")
+            if number:
+                frames.append(screenshot(page, "#portrait-frame", 320))
+                duration.append(500 if number == 1 else 70)
+            page.evaluate("window.waits = false; window.goOn()")
+        page.evaluate("window.film")
+        frames.append(screenshot(page, "#portrait-frame", 320))
+        duration.append(1500)
+    save_film(frames, "page_faces.gif", duration)
 
 
 # ── The command ─────────────────────────────────────────────────────────────────────────────────
@@ -300,9 +383,9 @@ def film_face(page) -> None:
 def main() -> None:
     machine = f"{hardware.hardware()}, {os.cpu_count()} cores"
     for name in chosen(__doc__, ("explorers", "page")):
-        waits = measure_page() if name == "page" else measure_explorers()
+        numbers = measure_page() if name == "page" else {"waits": measure_explorers()}
         path = FIGURES / ("page.json" if name == "page" else "widgets.json")
-        vae.write_json(path, {"hardware": machine, "waits": waits})
+        vae.write_json(path, {"hardware": machine} | numbers)
 
 
 if __name__ == "__main__":

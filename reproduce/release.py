@@ -57,8 +57,7 @@ def released_configs(sets: dict[str, vae.ImageData]) -> dict[str, vae.Config]:
     for beta in BETAS:
         configs[f"cifar10_conv_beta{beta:g}"] = config_of(cifar, "plain", beta=beta)
     configs["cifar10_conv_sigma"] = config_of(cifar, "plain", likelihood="gaussian")
-    width = FC_WIDTHS["cifar10_fc"]
-    configs["cifar10_fc_ae"] = config_of(cifar, "plain", arch="fc", width=width, model="ae")
+    configs["cifar10_conv_ae"] = config_of(cifar, "plain", model="ae")
     configs["cifar10_best"] = config_of(cifar, "best")
     configs["cifar10_grid"] = config_of(cifar, "grid")
 

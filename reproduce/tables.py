@@ -76,13 +76,13 @@ TASK1 = {
     "fully connected, three times the size": "cifar10_fc3x",
 }
 TITLES = {
-    "cifar10_conv": "CIFAR-10, the assignment's (BCE)",
+    "cifar10_conv": "CIFAR-10, `plain`",
     "cifar10_fc": "CIFAR-10, fully connected",
     "cifar10_fc3x": "CIFAR-10, fully connected, three times the size",
-    "cifar10_conv_sigma": "CIFAR-10, calibrated σ alone",
+    "cifar10_conv_sigma": "CIFAR-10, `plain`, calibrated σ",
     "cifar10_best": "CIFAR-10, `best`",
     "cifar10_grid": "CIFAR-10, `grid`",
-    "celeba_conv": "CelebA, squared error",
+    "celeba_conv": "CelebA, `plain`",
     "celeba_best": "CelebA, `best`",
     "celeba_grid": "CelebA, `grid`",
 }
@@ -199,6 +199,9 @@ def results_tables() -> dict[str, Table]:
     for name in CIFAR + FACES:
         models[TITLES[name]] = numbers = measured(name)
         numbers["found"] = in_percent(numbers, "found_samples_prior")
+        if name in CIFAR:
+            numbers["recognised"] = in_percent(numbers, "recognised_samples_guidance_2")
+    short = {title: models[title] for title in models if title != TITLES["cifar10_conv_sigma"]}
     return {
         "short_results": Table("model", task1, PARAMETERS | LOSSES),
         "results": Table("model", task1, PARAMETERS | LOSSES | {
@@ -206,9 +209,11 @@ def results_tables() -> dict[str, Table]:
             "active dimensions": "active_dims:,.0f",
             "training (s)": "seconds:,.0f",
         }),
-        "short_quality": Table("model", models, {
-            "MSE": "mse:.4f",
-            "bits/dim": "bits_per_dim:.2f",
+        "short_quality": Table("model", short, {
+            "squared error ↓": "mse:.4f",
+            "bits/dim ↓": "bits_per_dim:.2f",
+            "class recognised ↑": "recognised",
+            "a face is found ↑": "found",
         }),
         "quality": Table("model", models, PARAMETERS | {
             "training (s)": "seconds:,.0f",
@@ -217,6 +222,20 @@ def results_tables() -> dict[str, Table]:
             "MSE": "mse:.4f",
             "PSNR (dB)": "psnr_db:.1f",
             "SSIM": "ssim:.3f",
+        }),
+        "distances": of_sets(("cifar10_fc", "cifar10_fc3x", *CIFAR), "ffd"),
+        "faces": of_sets(FACES, "found"),
+        "guidance": of_ways("cifar10_grid", {
+            "class recognised": "recognised", "distance": "distance:,.0f"
+        }),
+        "guidance_faces": of_ways("celeba_grid", {
+            "attribute recognised": "recognised", "a face is found": "found"
+        }),
+        "paths": Table("model", models, {
+            "speed, linear": "speed_linear",
+            "unevenness, linear": "step_unevenness_linear:.3f",
+            "speed, spherical": "speed_spherical",
+            "unevenness, spherical": "step_unevenness_spherical:.3f",
         }),
         "ablation": of_ablation("change", release.CHANGES, CODES),
         "networks": of_ablation("model", release.NETWORKS, {
@@ -281,73 +300,99 @@ def of_theory(answer: dict[str, dict], models: dict[str, str]) -> dict[str, dict
 
 def theory_tables() -> dict[str, Table]:
     answers = read_json("figures/theory.json")
-    for numbers in answers["q1"].values():
+    return (
+        kl_tables(answers["q1"])
+        | gradient_tables(answers["q2"])
+        | code_tables(answers["q3"], answers["plane"])
+        | smooth_tables(answers["q4"])
+    )
+
+
+def kl_tables(q1: dict) -> dict[str, Table]:
+    models = of_theory(q1, theory.BETAS)
+    for numbers in models.values():
         low, high = numbers["variance_min"], numbers["variance_max"]
         numbers["variances"] = f"{high:.1f} and {low:#.2g}"
-    kl_term = of_theory(answers["q1"], theory.BETAS)
-    for numbers in kl_term.values():
         numbers["mismatch_nats"] = numbers["kl_nats"] - numbers["index_nats"]
-    for numbers in answers["q2"]["estimators"].values():
-        # 16 images give no more than two digits.
-        numbers |= {key: rounded(value, 2) for key, value in numbers.items()}
-    for numbers in answers["q4"].values():
-        numbers["nearest_cloud"] = rounded(numbers["nearest_cloud"], 3)
-    contrast = answers["q3"]["real images"]["contrast"]
     return {
-        "kl_term": Table("", kl_term, {
-            "reconstruction (nats)": "reconstruction_nats:,.1f",
+        "kl_term": Table("", models, {
+            "reconstruction (nats) ↓": "reconstruction_nats:,.1f",
+            "KL (nats)": "kl_nats:,.1f",
+            "their sum, the negative ELBO (nats) ↓": "total_nats:,.1f",
+            "noise in the code, mean σ": "sigma:.4f",
+            "distance of the mean code from the origin (prior: 0)": "mean_norm:.1f",
+            "KL between a Gaussian fitted to the codes and the prior (nats) ↓": "fit_kl_nats:.1f",
+        }, turned=True),
+        "kl_more": Table("", models, {
+            "squared error of reconstructions ↓": "mse:.4f",
+            "squared error of decoded samples of q(z given x)": "sample_mse:.4f",
+            "mean distance of a code from the origin (prior: 11.3)": "code_norm:.1f",
+            "variance of the codes, largest and smallest over all directions (prior: 1)":
+                "variances",
             "KL (nats)": "kl_nats:,.1f",
             "… information about which of the 10,000 images it is": "index_nats:.1f",
             "… the rest: all codes against the prior": "mismatch_nats:,.1f",
-            "total = negative ELBO (nats)": "total_nats:,.1f",
-            "noise in the code, mean σ": "sigma:.4f",
-            "MSE of decoded means": "mse:.4f",
-            "MSE of decoded samples of q(z given x)": "sample_mse:.4f",
-            "mean distance of a code from the origin (prior: 11.3)": "code_norm:.1f",
-            "distance of the mean code from the origin (prior: 0)": "mean_norm:.1f",
-            "variance of the codes, largest and smallest over all directions (prior: 1)":
-                "variances",
-            "KL between a Gaussian fitted to the codes and the prior (nats)": "fit_kl_nats:.1f",
-            "draws of the prior inside a cloud of one of 45,000 training images":
-                "draws_in_clouds:.1%",
-            "codes of test images inside such a cloud": "test_codes_in_clouds:.1%",
+            "draws of the prior inside the posterior of a training image":
+                "draws_in_posteriors:.1%",
+            "codes of test images inside one": "test_codes_in_posteriors:.1%",
         }, turned=True),
-        "gradients": Table("estimator", answers["q2"]["estimators"], {
-            "variance": "variance", "times the pathwise one": "times_pathwise",
-        }),
-        "fixed_codes": Table("", of_theory(answers["q3"], theory.AUTOENCODER_AND_VAE), {
-            "reconstruction (nats)": "reconstruction_nats:,.1f",
-            "MSE of reconstructions": "mse:.4f",
+    }  # fmt: skip
+
+
+def gradient_tables(q2: dict) -> dict[str, Table]:
+    rows = {}
+    for name, numbers in q2["estimators"].items():
+        # 16 images give no more than two digits.
+        rows[name] = {key: rounded(value, 2) for key, value in numbers.items()}
+    columns = {"variance ↓": "variance", "times the pathwise one": "times_pathwise"}
+    return {"gradients": Table("estimator", rows, columns)}
+
+
+def code_tables(q3: dict, plane: dict) -> dict[str, Table]:
+    contrast = q3["real images"]["contrast"]
+    return {
+        "fixed_codes": Table("", of_theory(q3, theory.AUTOENCODER_AND_VAE), {
+            "squared error of reconstructions ↓": "mse:.4f",
             "distance of the mean code from the origin (prior: 0)": "mean_norm:.1f",
-            "spread of the codes per dimension (prior: 1)": "code_std:.2f",
             "largest variance of the codes over all directions (prior: 1)": "variance_max:.1f",
             "directions, of 128, that hold 99% of the variance of the codes": "directions",
             f"contrast of samples of N(0, I) (real images: {contrast:.3f})": "prior_contrast:.3f",
             "contrast of samples of a Gaussian fitted to the codes": "fitted_contrast:.3f",
-            "distance of samples of N(0, I) from photographs (Task 1)": "prior_distance:,.0f",
-            "distance of samples of the fitted Gaussian": "fitted_distance:,.0f",
         }, turned=True),
-        "plane": Table("", answers["plane"], {
-            "MSE of reconstructions": "mse:.4f",
+        "plane": Table("", plane, {
+            "squared error of reconstructions ↓": "mse:.4f",
             "distance of the mean code from the origin (prior: 0)": "mean_norm:.1f",
             "distance of the farthest code from the origin": "farthest:.1f",
             "codes in the square, which holds 99.5% of the prior": "in_square:.1%",
         }, turned=True),
-        "smooth_space": Table("", answers["q4"], {
-            "width of the clouds, mean σ": "sigma:.4f",
-            "usual distance of a sample from its mean": "radius:.3g",
-            "mean distance between the means μ of two images": "distance:.1f",
-            "change for a random step of that length / the change between two means":
-                "relative_change:.2f",
+    }  # fmt: skip
+
+
+def smooth_tables(q4: dict) -> dict[str, Table]:
+    seeds, overlaps = {}, {}
+    for name, numbers in q4.items():
+        seeds[name] = numbers["steps"]
+        nearest = numbers["overlaps"]["nearest_posterior"]
+        overlaps[name] = numbers["overlaps"] | {"nearest_posterior": rounded(nearest, 3)}
+    return {
+        "smooth_space": Table("", seeds, {
+            "noise in the code, mean σ": "sigma:.2f",
+            "mean distance between two means μ": "distance:.1f",
+            "change of a random step in all dimensions": "relative_change:.2f",
+            "change of a random step in the used dimensions": "relative_change_used:.2f",
+            "unevenness of the steps on a straight line": "unevenness:.3f",
+            "contrast of reconstructions": "end_contrast:.3f",
+        }, turned=True),
+        "smooth_more": Table("", seeds, {
+            "usual distance of a sample from its mean": "radius:.1f",
+            "used dimensions, of 128": "used:.0f",
             "change for a tenth of a difference of means / a tenth of the change for all of it":
                 "slope_along_codes:.2f",
-            "saturated pixels (below 0.02 or above 0.98) in reconstructions":
-                "saturated_reconstructions:.1%",
-            "saturated pixels after a random step as long as the mean distance of two means":
-                "saturated_after:.1%",
-            "unevenness of the steps on a straight line": "unevenness:.3f",
-            "contrast of the reconstructions": "end_contrast:.3f",
-            "distance of the nearest cloud, $D_B$": "nearest_cloud",
+            "saturated pixels in reconstructions": "saturated_reconstructions:.3f",
+            "saturated pixels after a random step": "saturated_after:.3f",
+        }, turned=True),
+        "overlaps": Table("", overlaps, {
+            "distance of the nearest posterior, $D_B$": "nearest_posterior",
             "information about which of 45,000 images it is (at most 10.7 nats)": "index_nats:.1f",
         }, turned=True),
     }  # fmt: skip
@@ -380,7 +425,11 @@ def speed_tables() -> dict[str, Table]:
             goal: "s_to_goal:,.0f",
         }),
         "sliders": Table("explorer", waits("widgets"), {"moves": "moves"} | WAITS),
-        "page": Table("slider", waits("page"), {"times": "moves"} | WAITS),
+        "page": Table("what is moved", waits("page"), {"times": "moves"} | WAITS),
+        "page_training": Table("engine", read_json("figures/page.json")["training"], {
+            "images a second": "images_per_s:,.0f",
+            "frames a second meanwhile": "frames_per_s:.0f",
+        }),
     }  # fmt: skip
 
 

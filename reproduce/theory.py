@@ -3,12 +3,14 @@
     python -m reproduce.theory          needs the real data; some eight minutes on two CPU cores
     python -m reproduce.theory q3       some of the parts: q1, q2, q3, plane, q4
 
-All is made with the released weights, but for the two small models of `plane`, which are trained
-here and kept in runs/. Writes figures/theory_*.png and theory.json.
+All is made with the released weights, but for the two small models of `plane` and two further seeds
+of each model of q4, half an hour of training, which are kept in runs/. Writes figures/theory_*.png
+and theory.json.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from statistics import median
 
@@ -23,6 +25,7 @@ import vae_helpers as vae
 from base.figure_style import LEFT
 from reproduce.common import FIGURES, chosen, load_models, read_json, save
 from support import metrics, runs
+from support.network_drawing import plot_two_graphs
 
 BETAS = {
     "β = 0": "cifar10_conv_beta0",
@@ -30,10 +33,12 @@ BETAS = {
     "β = 1": "cifar10_conv",
     "β = 4": "cifar10_conv_beta4",
 }
-AUTOENCODER_AND_VAE = {"autoencoder": "cifar10_fc_ae", "VAE": "cifar10_fc"}
+AUTOENCODER_AND_VAE = {"autoencoder": "cifar10_conv_ae", "VAE": "cifar10_conv"}
+SEEDS = (0, 1, 2)  # of question 4
+USED = 0.2  # nats that a dimension must cost to count as used
 PAIR = (12, 37)  # the test images that are interpolated
 SHOWN = 8  # images in a row
-CLOUD = 0.95  # a cloud ends where it holds this share of its own samples
+HELD = 0.95  # a code is inside a posterior as near as this share of the posterior's own samples
 NEIGHBOURS = 200  # test images whose nearest training image is looked for
 Answer = tuple[dict[str, Figure], dict]  # file name → figure, and what was measured
 
@@ -42,7 +47,7 @@ Answer = tuple[dict[str, Figure], dict]  # file name → figure, and what was me
 
 
 def squared_distances(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """Sums of ((z - mu) / sigma)^2: of each z (n, D) in each cloud mu, logvar (N, D), (n, N)."""
+    """Sums of ((z - mu) / sigma)^2: of each z (n, D) to each mu, logvar (N, D), (n, N)."""
     precision = (-logvar).exp()
     # The square is multiplied out, so that matrix products do the work.
     products = z.square() @ precision.T - 2 * z @ (mu * precision).T
@@ -52,7 +57,7 @@ def squared_distances(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 def index_information(mu: Tensor, logvar: Tensor, n: int = 1000) -> float:
     """Mutual information, in nats, of a code and the index of its image among N images.
 
-    E[log q(z|x) - log q(z)], where q(z) is the mean of the clouds (N, D) of all the images
+    E[log q(z|x) - log q(z)], where q(z) is the mean of the posteriors (N, D) of all images
     (Hoffman & Johnson 2016): at most log N. The mean over one z for each of the first n images.
     """
     mu, logvar = mu.double(), logvar.double()
@@ -60,7 +65,7 @@ def index_information(mu: Tensor, logvar: Tensor, n: int = 1000) -> float:
     z = vae.reparameterize(mu[:n], logvar[:n], noise)
     information = []
     for first in range(0, n, 100):
-        # Of log N(z; mu, sigma^2) the constant is left out, which all clouds share.
+        # Of log N(z; mu, sigma^2) the constant is left out, which all of them share.
         distances = squared_distances(z[first : first + 100], mu, logvar)
         log_q = -0.5 * (distances + logvar.sum(1))
         own = log_q.diagonal(first)
@@ -68,9 +73,9 @@ def index_information(mu: Tensor, logvar: Tensor, n: int = 1000) -> float:
     return torch.cat(information).mean().item()
 
 
-def share_in_clouds(z: Tensor, mu: Tensor, logvar: Tensor) -> float:
-    """Which share of z (n, D) lies inside a cloud: as near as CLOUD of its own samples."""
-    limit = vae.sample_latents(10_000, z.shape[1]).square().sum(1).quantile(CLOUD)
+def share_in_posteriors(z: Tensor, mu: Tensor, logvar: Tensor) -> float:
+    """Which share of z (n, D) lies inside one: as near as HELD of the samples of N(mu, sigma^2)."""
+    limit = vae.sample_latents(10_000, z.shape[1]).square().sum(1).quantile(HELD)
     z, mu, logvar = z.double(), mu.double(), logvar.double()
     nearest = [squared_distances(part, mu, logvar).amin(1) for part in z.split(100)]
     return (torch.cat(nearest) < limit).double().mean().item()
@@ -100,10 +105,10 @@ def question_1() -> Answer:
         rows[f"{name},  z ~ N(0, I)"] = vae.sample_images(model, SHOWN, seed=0)
         error = (vae.decode_images(model, z) - vae.as_unit(images)).square().mean().item()
         draws = vae.sample_latents(1000, model.latent_size, seed=0)
-        clouds = vae.encode_images(model, data.train.images)
+        posteriors = vae.encode_images(model, data.train.images)
         numbers[name] = where_codes_lie(model, images) | {
-            "draws_in_clouds": share_in_clouds(draws, *clouds),
-            "test_codes_in_clouds": share_in_clouds(z[:1000], *clouds),
+            "draws_in_posteriors": share_in_posteriors(draws, *posteriors),
+            "test_codes_in_posteriors": share_in_posteriors(z[:1000], *posteriors),
             "index_nats": index_information(mu, logvar),
             "sample_mse": error,
         }
@@ -162,7 +167,7 @@ def question_2() -> Answer:
         estimators[name] = {"variance": mean, "times_pathwise": mean / smallest}
     cosine = sum(cosines) / len(cosines)
     numbers = {"images": len(images), "draws": draws, "cosine": cosine, "estimators": estimators}
-    return {}, numbers
+    return {"theory_q2_graphs.png": plot_two_graphs()}, numbers
 
 
 # ── Question 3: an autoencoder and a VAE, in 128 dimensions and in two ──────────────────────────
@@ -180,9 +185,8 @@ SQUARE = 3.0  # the square from -3 to 3 in both coordinates holds 99.5% of N(0, 
 
 def question_3() -> Answer:
     """Where the codes lie, and what draws of the prior and of a fitted Gaussian decode to."""
-    data, net = vae.load_dataset("cifar10"), metrics.load_feature_net()
+    data = vae.load_dataset("cifar10")
     images = data.test.images
-    real = metrics.image_features(images, net)
     numbers = {"real images": {"contrast": vae.contrast(images).mean().item()}}
     rows = {}
     for name, model in load_models(AUTOENCODER_AND_VAE).items():
@@ -195,8 +199,6 @@ def question_3() -> Answer:
         for source, z in (("prior", prior), ("fitted", fitted)):
             samples = vae.decode_images(model, z)
             numbers[name][f"{source}_contrast"] = vae.contrast(samples).mean().item()
-            features = metrics.image_features(samples, net)
-            numbers[name][f"{source}_distance"] = metrics.frechet_distance(real, features)
             title = "N(0, I)" if source == "prior" else "fitted Gaussian"
             rows[f"{name}, {title}"] = samples[:SHOWN]
     title = f"Q3 · A fitted Gaussian helps the autoencoder most: {data.title}"
@@ -206,12 +208,12 @@ def question_3() -> Answer:
 def two_dimensions() -> Answer:
     """An autoencoder and a VAE with two latent dimensions: their codes beside what they decode.
 
-    Each learns for half a minute on one core.
+    Each learns for a minute or two.
     """
     fashion = vae.load_dataset("fashion_mnist")
     models, numbers = {}, {}
     for name, model in (("autoencoder", "ae"), ("VAE", "vae")):
-        config = vae.config_for(fashion, model=model, arch="fc", latent_dim=2, epochs=4)
+        config = vae.config_for(fashion, model=model, latent_dim=2, epochs=4)
         run = runs.load_or_train(config, fashion)
         models[name] = run.model
         z = vae.sample_codes(run.model, fashion.test.images)
@@ -259,14 +261,14 @@ def scatter_codes(ax: Axes, z: Tensor, data: vae.ImageData) -> None:
 # ── Question 4: what lies beside and between the codes ──────────────────────────────────────────
 
 
-def nearest_cloud(clouds: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> float:
+def nearest_posterior(posteriors: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> float:
     """From each N(mu, sigma^2) the Bhattacharyya distance to the nearest of the others, in nats.
 
-    Both are mu, logvar (N, D); the median over the clouds.
+    Both are mu, logvar (N, D); the median over the first.
     """
     means, logvars = others
     nearest = []
-    for mu, logvar in zip(*clouds):
+    for mu, logvar in zip(*posteriors):
         variance = (logvars.exp() + logvar.exp()) / 2
         by_means = ((means - mu).square() / variance).sum(1) / 8
         by_variances = (variance.log() - (logvars + logvar) / 2).sum(1) / 2
@@ -297,27 +299,44 @@ def saturated(model: vae.VAE, z: Tensor) -> float:
     return ((x_hat < 0.02) | (x_hat > 0.98)).double().mean().item()
 
 
-def smoothness(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
-    """What lies on the lines between 500 pairs of test images, and one step beside a code."""
+def steps(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
+    """What lies on the lines between 500 pairs of test images, and one step beside a code.
+
+    A step goes in a random direction, of all dimensions or of the used ones, and is as long as two
+    means are apart in the same dimensions.
+    """
     mu, logvar = vae.encode_images(model, data.test.images)
     path = vae.decode_images(model, vae.interpolate_latents(mu[:500], mu[500:1000], 21))
-    training_clouds = vae.encode_images(model, data.train.images)
-    distance = nearest_cloud((mu[:NEIGHBOURS], logvar[:NEIGHBOURS]), training_clouds)
+    used = vae.kl_nats_per_dim(mu, logvar).mean(0) > USED
     one, other = mu[:1000].chunk(2)
+    whole = change(model, one, other - one)
     length = (one - other).norm(dim=1).mean().item()
-    steps = vae.sample_latents(1000, model.latent_size, radius=length, seed=2)
+    random = vae.sample_latents(1000, model.latent_size, radius=length, seed=2)
+    length_used = (one - other)[:, used].norm(dim=1).mean().item()
+    random_used = torch.zeros_like(random)
+    random_used[:, used] = vae.sample_latents(1000, int(used.sum()), radius=length_used, seed=3)
     return {
         "sigma": (0.5 * logvar).exp().mean().item(),
         "radius": logvar.exp().sum(1).sqrt().mean().item(),
-        "unevenness": metrics.step_unevenness(path).mean().item(),
         "distance": length,
-        "relative_change": change(model, mu[:1000], steps) / change(model, one, other - one),
+        "used": int(used.sum()),
+        "relative_change": change(model, mu[:1000], random) / whole,
+        "relative_change_used": change(model, mu[:1000], random_used) / whole,
         "slope_along_codes": slope_along_codes(model, mu[:3000]),
         "saturated_reconstructions": saturated(model, mu[:1000]),
-        "saturated_after": saturated(model, mu[:1000] + steps),
+        "saturated_after": saturated(model, mu[:1000] + random),
+        "unevenness": metrics.step_unevenness(path).mean().item(),
         "end_contrast": vae.contrast(path[[0, -1]]).mean().item(),
-        "nearest_cloud": distance,
-        "index_nats": index_information(*training_clouds),
+    }
+
+
+def overlaps(model: vae.VAE, data: vae.ImageData) -> dict[str, float]:
+    """How far the posteriors of training images are from each other, and what a code tells."""
+    mu, logvar = vae.encode_images(model, data.test.images[:NEIGHBOURS])
+    posteriors = vae.encode_images(model, data.train.images)
+    return {
+        "nearest_posterior": nearest_posterior((mu, logvar), posteriors),
+        "index_nats": index_information(*posteriors),
     }
 
 
@@ -330,7 +349,17 @@ def question_4() -> Answer:
         "theory_q4_steps.png": plot_steps(models, data),
         "theory_q4_interpolation.png": vae.display_interpolated_images(strips, (a, b), title),
     }
-    return figures, {name: smoothness(model, data) for name, model in models.items()}
+    numbers = {}
+    for name, model in models.items():
+        config = model.config
+        seeds = [
+            runs.load_or_train(dataclasses.replace(config, seed=seed), data).model for seed in SEEDS
+        ]
+        numbers[name] = {
+            "steps": [steps(model, data) for model in seeds],
+            "overlaps": overlaps(model, data),
+        }
+    return figures, numbers
 
 
 def plot_steps(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 import vae_helpers as vae
 from base.figure_style import DPI, LEFT
+
+PICTURE = 96  # the width of a photograph in a drawing, in screen pixels
 
 
 def layer_shapes(model: vae.VAE, x: Tensor) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -38,20 +39,22 @@ def layer_shapes(model: vae.VAE, x: Tensor) -> tuple[list[tuple[int, ...]], list
     return encoder[:-2], decoder
 
 
+def block_size(shape: tuple[int, ...]) -> tuple[float, float, float]:
+    """Width, height and depth of the drawing of feature maps (C, H, W), or of a vector (D,)."""
+    if len(shape) == 1:
+        return 0.13, 0.28 * shape[0] ** 0.25, 0.0
+    side = 0.12 * shape[1] ** 0.6
+    return side, side, 0.04 * shape[0] ** 0.5
+
+
 def draw_block(
-    ax: plt.Axes, x: float, y: float, shape: tuple[int, ...], color: str, sized: bool = True
+    ax: plt.Axes, x: float, y: float, shape: tuple[int, ...], color: str, scale: float = 1.0
 ) -> tuple[float, float]:
     """Feature maps (C, H, W) as a box, a vector (D,) as a bar, around a point; its size below.
 
     Returns where it begins and ends, from left to right.
     """
-    if len(shape) == 1:
-        width, height, depth = 0.13, 0.28 * shape[0] ** 0.25, 0.0
-        size = str(shape[0])
-    else:
-        width = height = 0.12 * shape[1] ** 0.6
-        depth = 0.04 * shape[0] ** 0.5
-        size = f"{shape[1]}×{shape[2]}\n{shape[0]} channels"
+    width, height, depth = (scale * length for length in block_size(shape))
     left, low = x - (width + depth) / 2, y - height / 2
     right, high = left + width, low + height
     rise = depth / 2
@@ -72,9 +75,29 @@ def draw_block(
     }
     for alpha, corners in faces.items():
         ax.add_patch(plt.Polygon(corners, facecolor=color, edgecolor="white", alpha=alpha))
-    if sized:
-        ax.text(x, low - 0.1, size, ha="center", va="top", fontsize=10)
     return left, right + depth
+
+
+def draw_row(
+    ax: plt.Axes, start: float, end: float, shapes: list[tuple[int, ...]], color: str
+) -> list[tuple[float, float]]:
+    """Blocks with equal gaps, which fill six tenths of the way at most; returns their extents."""
+    widths = []
+    for shape in shapes:
+        width, _, depth = block_size(shape)
+        widths.append(width + depth)
+    scale = min(1.0, 0.6 * (end - start) / sum(widths))
+    gap = (end - start - scale * sum(widths)) / (len(shapes) + 1)
+    extents = []
+    for shape, width in zip(shapes, widths):
+        start += gap
+        middle = start + scale * width / 2
+        extents.append(draw_block(ax, middle, 0, shape, color, scale))
+        size = f"{shape[1]}×{shape[2]}\n{shape[0]} channels" if len(shape) == 3 else str(shape[0])
+        below = -scale * block_size(shape)[1] / 2 - 0.1
+        ax.text(middle, below, size, ha="center", va="top", fontsize=9)
+        start += scale * width
+    return extents
 
 
 def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figure:
@@ -89,20 +112,19 @@ def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figu
         encoder, decoder = layer_shapes(model, x)
         [x_hat] = vae.decode_images(model, vae.encode_images(model, image[None])[0])
         code = (model.config.latent_dim,)
-        extents = [(-0.52, 0.52)]  # of the image, three screen pixels for each of its own
-        for place, shape in zip(np.linspace(0.3, 5, len(encoder) + 2)[1:], encoder):
-            extents.append(draw_block(ax, place, 0, shape, "C0"))
+        extents = [(-0.52, 0.52)]  # of the image, which is PICTURE screen pixels wide
+        extents += draw_row(ax, 0.52, 4.93, encoder, "C0")
         for y, text in ((0.62, "μ"), (-0.62, "log σ²")):
-            extent = draw_block(ax, 5, y, code, "C1", sized=False)
+            extent = draw_block(ax, 5, y, code, "C1")
             ax.text(5.2, y, f"{text}\n{code[0]}", va="center")
         extents.append(extent)
-        extents.append(draw_block(ax, 6.4, 0, code, "C1"))
+        extents += draw_row(ax, 6.2, 6.6, [code], "C1")
         ax.text(6.4, 0.6, "z = μ + σ ε", ha="center")
-        for place, shape in zip(np.linspace(6.4, 10.9, len(decoder) + 1)[1:], decoder[:-1]):
-            extents.append(draw_block(ax, place, 0, shape, "C2"))
+        extents += draw_row(ax, 6.47, 10.68, decoder[:-1], "C2")
         extents.append((10.68, 11.72))
         for place, picture, text in ((0, image, "x"), (11.2, x_hat, "x̂")):
-            pixels = OffsetImage(vae.image_grid(picture[None], pad=0), zoom=3 * 72 / DPI)
+            zoom = PICTURE / picture.shape[-1] * 72 / DPI
+            pixels = OffsetImage(vae.image_grid(picture[None], pad=0), zoom=zoom)
             ax.add_artist(AnnotationBbox(pixels, (place, 0), frameon=False, pad=0))
             ax.text(place, -0.65, text, ha="center", va="top")
         for (_, start), (end, _) in zip(extents, extents[1:]):
@@ -118,18 +140,18 @@ def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figu
 def plot_two_graphs() -> Figure:
     """Why z is computed and not drawn: two graphs, and how far the gradient comes in each."""
     graphs = {
-        "z is drawn: a draw has no derivative, and the gradient stops there": "z ~ N(μ, σ²)",
-        "z is computed from a draw of ε: the gradient goes on to the encoder": "z = μ + σ · ε",
+        "z is drawn: backpropagation stops at the draw": "z ~ N(μ, σ²)",
+        "z is computed from a draw of ε: backpropagation goes on to the encoder": "z = μ + σ · ε",
     }
-    places = (0, 1.6, 3.1, 4.8, 6.6, 8.1)
+    places = (0, 1.5, 2.9, 4.5, 6.2, 8.2)
     fig, axes = plt.subplots(2, 1, figsize=(9, 4.4), layout="constrained")
     texts = []
     for ax, (title, z) in zip(axes, graphs.items()):
-        names = ("x", "encoder φ", "μ, σ", z, "decoder θ", "loss")
+        names = ("x", "encoder φ", "μ, σ", z, "decoder θ", "reconstruction")
         row = [draw_node(ax, place, 0, name) for place, name in zip(places, names)]
         noise = None if "~" in z else draw_node(ax, places[3], 1, "ε ~ N(0, I)")
         ax.set_title(title)
-        ax.set(xlim=(-0.4, 8.6), ylim=(-1, 1.4 if noise else 0.6))
+        ax.set(xlim=(-0.4, 9.1), ylim=(-1, 1.4 if noise else 0.6))
         ax.axis("off")
         texts.append((row, noise))
     fig.draw_without_rendering()  # from here on the boxes have their sizes

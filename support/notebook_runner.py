@@ -193,6 +193,8 @@ def main() -> None:
             sys.exit(readable(str(error)))
         except DeadKernelError:
             sys.exit(f"The kernel of {path.name} died: most often there was too little memory.")
+        except KeyboardInterrupt:
+            sys.exit("Stopped. Finished epochs are kept: the same command goes on after them.")
 
 
 def readable(traceback: str) -> str:

@@ -11,7 +11,7 @@ FEW = {"batch_size": 32, "latent_dim": 32, "epochs": 20, "width": 16}
 
 # Data set → preset → what is added to the preset.
 SETTINGS = {
-    "cifar10": {"plain": {}, "best": {}, "grid": {"epochs": 5, "prior_epochs": 5}},
+    "cifar10": {"plain": {}, "best": {}, "grid": {"epochs": 5, "prior_epochs": 12}},
     "celeba": {
         "plain": {"likelihood": "squared_error", "epochs": 25},
         "best": {"epochs": 15},

@@ -294,9 +294,8 @@ def load_or_train(config: vae.Config, data: vae.ImageData, *, weights: bool = Tr
             "among its training images."
         )
     print(
-        f"{config.arch} {config.model}, {config.likelihood}, width {config.width}, beta "
-        f"{config.beta:g}, seed {config.seed}: {run.origin}; {config.epochs} epochs in "
-        f"{run.record['seconds']:.0f} s, test total {run.record['test']['total_nats']:,.1f} nats"
+        f"{config.arch} {config.model}, width {config.width}, β = {config.beta:g}, seed "
+        f"{config.seed}: {run.origin}, {config.epochs} epochs in {run.record['seconds']:.0f} s"
     )
     return run
 

@@ -29,12 +29,18 @@ choice = partial(ipywidgets.ToggleButtons, style={"button_width": "auto"}, layou
 
 
 def explore_interpolation(
-    model: VAE, data: ImageData, first: int = 0, second: int = 1, steps: int = 10
+    model: VAE,
+    data: ImageData,
+    first: int = 0,
+    second: int = 1,
+    *,
+    steps: int = 10,
+    method: str = "linear",
 ) -> Explorer:
     """Task 2: one test image turns into another, through latent space and as a pixel cross-fade.
 
-    `first` and `second` are numbers of test images, `steps` is the length of the strips. Raises
-    VAEError for a conditional model.
+    `first` and `second` are numbers of test images, `steps` is the length of the strips, and
+    `method` the way that is shown first. Raises VAEError for a conditional model.
     """
     _need_codes_alone(model)
     images = data.test.images
@@ -68,7 +74,7 @@ def explore_interpolation(
         "b": number_box(second, max=len(images) - 1, description="test image B"),
         "steps": whole_slider(steps, 2, 20, description="steps"),
         "position": whole_slider(50, 0, 100, description="position t (%)"),
-        "method": choice(options=list(vae.INTERPOLATIONS)),
+        "method": choice(options=list(vae.INTERPOLATIONS), value=method),
     }
     play = ipywidgets.Play(value=50, min=0, max=100, step=2, interval=80)  # ms
     # One way: linked both ways, the slider would send two messages at each move.
@@ -84,12 +90,19 @@ def explore_interpolation(
 
 
 def explore_models(
-    models: dict[str, VAE], data: ImageData, by_beta: dict[str, VAE] | None = None, n: int = 8
+    models: dict[str, VAE],
+    data: ImageData,
+    by_beta: dict[str, VAE] | None = None,
+    *,
+    source: str = "test images",
+    page: int = 0,
+    n: int = 8,
 ) -> Explorer:
     """Task 1: the same n test images through several models, or n draws of the prior of each.
 
     With `by_beta`, like {"β = 0.1": model}, the last row is of the one that a slider chooses.
-    Raises VAEError for a conditional model.
+    `source`, or "draws of the prior", and `page` are what is shown first. Raises VAEError for a
+    conditional model.
     """
     by_beta = by_beta or {}
     _need_codes_alone(*models.values(), *by_beta.values())
@@ -110,8 +123,8 @@ def explore_models(
     last_page = (len(data.test.images) - 1) // n
     betas = list(by_beta)
     controls = {
-        "source": choice(options=["test images", "draws of the prior"]),
-        "page": whole_slider(0, 0, last_page, description="which (page, or seed)"),
+        "source": choice(options=["test images", "draws of the prior"], value=source),
+        "page": whole_slider(min(page, last_page), 0, last_page, description="page, or seed"),
     }
     if betas:
         controls["beta"] = ipywidgets.SelectionSlider(
@@ -125,21 +138,17 @@ def explore_region(
 ) -> Explorer:
     """Task 3: n pictures from a box, a shell or a tempered prior (see `vae.sample_latents`).
 
-    Their mean ‖z‖, contrast and self-reconstruction MSE (how well the model recognises its own
-    pictures) are shown beside those of 100 test images. Raises VAEError for a conditional model.
+    Their mean ‖z‖ and contrast are shown beside those of 100 test images. Raises VAEError for a
+    conditional model.
     """
     _need_codes_alone(model)
 
-    def quality(z, images):
-        again = _reconstruct(model, images)
-        return (
-            f"‖z‖ {z.norm(dim=1).mean():.1f}, contrast {vae.contrast(images).mean():.3f}, "
-            f"self-reconstruction MSE {_mse(again, images):.4f}"
-        )
+    def describe(z, images):
+        return f"‖z‖ {z.norm(dim=1).mean():.1f}, contrast {vae.contrast(images).mean():.3f}"
 
     test_images = data.test.images[:100]
     reconstructed = _reconstruct(model, test_images)
-    reference = quality(vae.sample_codes(model, test_images), reconstructed)
+    reference = describe(vae.sample_codes(model, test_images), reconstructed)
 
     def draw(region, seed, **values):
         z = vae.sample_latents(n, model.latent_size, seed=seed, **{region: values[region]})
@@ -148,7 +157,7 @@ def explore_region(
             f"{region} = {values[region]}, seed {seed}": images,
             "for comparison: test images, reconstructed": reconstructed[:n],
         }
-        sentence = f"These {n}: {quality(z, images)}. 100 test images, reconstructed: {reference}."
+        sentence = f"These {n}: {describe(z, images)}. 100 test images, reconstructed: {reference}."
         return rows, sentence
 
     regions = [("box", "z_range"), ("shell", "radius"), ("tempered prior", "temperature")]
@@ -176,12 +185,18 @@ def explore_region(
 
 
 def explore_dimensions(
-    model: VAE, data: ImageData, directions: dict[str, Tensor] | None = None, image: int = 0
+    model: VAE,
+    data: ImageData,
+    directions: dict[str, Tensor] | None = None,
+    *,
+    image: int = 0,
+    moved: dict[str, float] | None = None,
 ) -> Explorer:
     """Task 3: one code, moved along the ten dimensions with the largest KL and along directions.
 
     `directions` are name → (D,), as `vae.attribute_direction` gives them; `image` is the number of
-    the test image whose code is the start. Raises VAEError for a conditional model.
+    the test image whose code is the start, and `moved`, like {"Smiling": 2}, how far it is moved
+    at first. Raises VAEError for a conditional model.
     """
     _need_codes_alone(model)
     posterior = vae.aggregate_posterior(model, data.test.images[:1000])
@@ -192,6 +207,7 @@ def explore_dimensions(
     axes = torch.eye(model.latent_size)
     moves = {f"dimension {dim} ({kl[dim]:.1f} nats)": axes[dim] for dim in dims}
     moves |= {name.replace("_", " "): move for name, move in (directions or {}).items()}
+    first = {name.replace("_", " "): amount for name, amount in (moved or {}).items()}
 
     @lru_cache(maxsize=1)  # the start stays while the sliders move
     def begin(start, number):
@@ -227,7 +243,7 @@ def explore_dimensions(
         "number": number_box(image, max=last, description="its number"),
     }
     for name in moves:
-        controls[name] = slider(0, min=-6, max=6, description=name)
+        controls[name] = slider(first.get(name, 0), min=-6, max=6, description=name)
 
     def reset():
         set_controls(controls, **dict.fromkeys(moves, 0.0))
@@ -237,12 +253,18 @@ def explore_dimensions(
 
 
 def explore_samples(
-    model: VAE, data: ImageData, attributes: Sequence[str] = (), n: int = 8
+    model: VAE,
+    data: ImageData,
+    attributes: Sequence[str] = (),
+    *,
+    temperature: float = 1.0,
+    n: int = 8,
 ) -> Explorer:
     """Task 3: n new images from a learned prior, of a class, or with and without attributes.
 
-    `attributes` get a switch each: yes, no, or left open, as in training images that have what is
-    asked for. Raises VAEError for a model whose prior did not learn with labels.
+    `attributes` get a switch each: yes (the first one, to begin with), no, or left open, as in
+    training images that have what is asked for. Raises VAEError for a model whose prior did not
+    learn with labels.
     """
     if not (model.learned_prior and model.config.conditions):
         raise VAEError("Images are asked for from a grid_vae or vq_vae that learned with labels.")
@@ -268,14 +290,15 @@ def explore_samples(
         switches["class_name"] = ipywidgets.Dropdown(
             options=data.class_names, description="class", **STYLE
         )
-    for name in attributes:
+    for number, name in enumerate(attributes):
         options = [("left open", None), ("yes", ""), ("no", "-")]
+        value = None if number else ""
         switches[name] = ipywidgets.Dropdown(
-            options=options, description=name.replace("_", " "), **STYLE
+            options=options, value=value, description=name.replace("_", " "), **STYLE
         )
     seed = number_box(0, max=2**31 - 1, description="seed")
     controls = switches | {
-        "temperature": slider(1.0, min=0.3, max=1.2, description="temperature"),
+        "temperature": slider(temperature, min=0.3, max=1.2, description="temperature"),
         "guidance": slider(1.0, min=0, max=4, description="guidance"),
         "seed": seed,
     }

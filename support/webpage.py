@@ -1,14 +1,12 @@
-"""docs/index.html: the explorers as one page that needs no kernel, no server and no network.
+"""docs/index.html: a VAE that learns, morphs, new faces and classes, as one page without a network.
 
     python -m support.webpage             builds it from checkpoints/; no data set is needed
     python -m support.webpage --collect   first makes checkpoints/page/ again from the real data:
-                                          test images, their codes, directions, a mixture
+                                          test images, labels, garments to learn from
 
-The page decodes and encodes in plain JavaScript. Every network is turned into a list of plain
-layers: batch normalisation is folded into the convolution before it, a transposed convolution
-becomes four ordinary ones (one for each position in a 2x2 square of the output), and feature maps
-are stored as (H, W, C). Weights are rounded to whole numbers of a few bits, with a scale for each
-output channel, compressed, and written in base64. Text, style and script are in webpage.html.
+The page's sources are in support/page/; they are joined here and nothing else is done to them.
+Networks are turned into bytes by support/page_weights.py. Whatever the page shows first stands
+first in it: the weights of the large networks come last and are decoded when they are needed.
 """
 
 from __future__ import annotations
@@ -17,177 +15,44 @@ import argparse
 import base64
 import hashlib
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import vae_helpers as vae
-from support import metrics, runs
+from support import grid_vae, page_weights, runs  # noqa: F401  grid_vae: a model of MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "index.html"
-TEMPLATE = ROOT / "support" / "webpage.html"
+SOURCES = ROOT / "support" / "page"
 CHECKPOINTS = ROOT / "checkpoints"
 EXTRAS = CHECKPOINTS / "page"
 
-# Name of a network on the page → folder of the released model. A picture that the visitor brings
-# needs an encoder, too; the codes of the test images are in checkpoints/page/.
+# The scripts of the page's workers, and of the page itself, in this order.
+WORKER_SCRIPTS = ("engine", "random", "networks", "prior", "sizes", "learn_model", "worker")
+PAGE_SCRIPTS = ("random", "sizes", "page", "pictures", "learn_plots", "learn", "stories", "morph",
+                "photo", "wishes", "faces", "erase", "classes", "start")  # fmt: skip
+
+# Name of a network on the page → folder of the released model.
 DECODERS = {
-    "conv": "cifar10_conv",
-    "conv_beta0": "cifar10_conv_beta0",
-    "conv_beta0.1": "cifar10_conv_beta0.1",
-    "conv_beta4": "cifar10_conv_beta4",
-    "fc": "cifar10_fc",
-    "best": "cifar10_best",
-    "faces": "celeba_conv",
+    "faces_grid": "celeba_grid",
+    "faces_plain": "celeba_conv",
+    "cifar10_grid": "cifar10_grid",
+    "cifar10_plain": "cifar10_conv",
+    "cifar10_fc": "cifar10_fc",
+    "cifar10_best": "cifar10_best",
 }
-ENCODERS = {"conv_encoder": "cifar10_conv", "faces_encoder": "celeba_conv"}
-# So many bits leave pictures within 2/255 and codes within 0.01: see tests/test_page.py.
-DECODER_BITS, ENCODER_BITS = 9, 11
+ENCODERS = {name: DECODERS[name] for name in DECODERS if name.endswith(("_grid", "_plain"))}
+PRIORS = {"faces_grid": "celeba_grid", "cifar10_grid": "cifar10_grid"}
+# Of these the page has no encoder: the codes of its test images are in checkpoints/page/.
+KNOWN_CODES = ("cifar10_fc", "cifar10_best")
 
-ATTRIBUTES = ("Smiling", "Eyeglasses", "Male", "Blond_Hair", "Black_Hair", "Brown_Hair")
 PER_CLASS, FACES = 4, 30  # test images on the page
-
-
-# ── Networks as lists of plain layers ───────────────────────────────────────────────────────────
-
-
-def fold(layer: dict, scale: Tensor, shift: Tensor) -> None:
-    """Let a layer do what a normalisation after it does: y → scale * y + shift, per channel."""
-    places = len(layer["bias"]) // len(scale)  # a linear layer makes all places of a feature map
-    layer["weight"] = layer["weight"] * scale.repeat(places)[:, None, None, None]
-    layer["bias"] = layer["bias"] * scale.repeat(places) + shift.repeat(places)
-
-
-def normalisation(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What batch normalisation does when it does not train: scale and shift, each (C,)."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return scale, norm.bias - norm.running_mean * scale
-
-
-def places_first(weight: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Rows of a linear layer that are a feature map (C, H, W) → in the order (H, W, C)."""
-    return weight.unflatten(0, shape).permute(1, 2, 0, *range(3, weight.ndim + 2)).flatten(0, 2)
-
-
-def plain_layers(modules: nn.Module, side: int) -> list[dict]:
-    """Layers of a Sequential: each has a kind, weight (O, h, w, I), bias (O,), and relu.
-
-    side is the height and width of the feature maps that an encoder flattens.
-    """
-    layers: list[dict] = []
-    for module in modules:
-        plain = {"kind": "conv", "stride": 1, "pad": 0, "spread": 1, "relu": False}
-        if isinstance(module, nn.Linear):
-            layers.append(plain | {"weight": module.weight[:, None, None], "bias": module.bias})
-        elif isinstance(module, nn.Conv2d):
-            plain |= {"stride": module.stride[0], "pad": module.padding[0]}
-            weight = module.weight.permute(0, 2, 3, 1)
-            layers.append(plain | {"weight": weight, "bias": module.bias})
-        elif isinstance(module, nn.ConvTranspose2d):
-            weight = module.weight.permute(1, 2, 3, 0)
-            plain |= {"spread": 2, "pad": 1}
-            layers.append(plain | {"weight": weight, "bias": module.bias})
-        elif isinstance(module, vae.LatentHeads):  # a convolution over the whole feature map
-            weight = module.mu.weight.unflatten(1, (-1, side, side)).permute(0, 2, 3, 1)
-            layers.append(plain | {"weight": weight, "bias": module.mu.bias})
-        elif isinstance(module, nn.Unflatten):
-            last = layers[-1]
-            last["side"] = module.unflattened_size[-1]
-            for name in ("weight", "bias"):
-                last[name] = places_first(last[name], module.unflattened_size)
-        elif isinstance(module, nn.BatchNorm2d):
-            if layers:
-                fold(layers[-1], *normalisation(module))
-            else:  # a residual block begins with one: there is nothing to fold it into
-                numbers = normalisation(module)
-                layers.append({"kind": "affine", "channels": len(numbers[0]), "numbers": numbers})
-        elif isinstance(module, nn.ReLU):
-            layers[-1]["relu"] = True
-        elif isinstance(module, vae.Residual):
-            layers.append({"kind": "residual", "layers": plain_layers(module.branch, side)})
-        elif not isinstance(module, nn.Flatten):
-            raise vae.VAEError(f"The page has no layer {type(module).__name__}.")
-    return layers
-
-
-def four_phases(weight: Tensor) -> Tensor:
-    """A transposed 4x4 convolution of stride 2 as four 2x2 ones: (O, 4, 4, I) → (4, O, 2, 2, I).
-
-    Pixel 2y of the output sees pixels y-1 and y of the input through rows 3 and 1 of the kernel,
-    pixel 2y+1 sees y and y+1 through rows 2 and 0; columns likewise.
-    """
-    phases = []
-    for rows in ([3, 1], [2, 0]):
-        for columns in ([3, 1], [2, 0]):
-            phases.append(weight[:, rows][:, :, columns])
-    return torch.stack(phases)
-
-
-def pack(layers: list[dict], bits: int) -> tuple[list[dict], list[Tensor], list[Tensor]]:
-    """Layers → their description, their rounded weights, and their numbers in float32."""
-    described, rounded, numbers = [], [], []
-    for layer in layers:
-        entry = {key: layer[key] for key in layer if key not in ("weight", "bias", "numbers")}
-        if layer["kind"] == "residual":
-            entry["layers"], inner_rounded, inner_numbers = pack(layer["layers"], bits)
-            rounded += inner_rounded
-            numbers += inner_numbers
-        elif layer["kind"] == "affine":
-            numbers += layer["numbers"]
-        else:
-            weight = layer["weight"]
-            phases = weight[None] if layer["spread"] == 1 else four_phases(weight)
-            _, outputs, size, _, inputs = phases.shape
-            entry |= {"outputs": outputs, "size": size, "inputs": inputs}
-            # The page multiplies four output channels at a time: (phases, outputs / 4, taps, 4).
-            missing = -outputs % 4
-            weight = nn.functional.pad(phases.flatten(2), (0, 0, 0, missing))
-            scale = weight.abs().amax(2).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
-            whole = (weight / scale[..., None]).round().to(torch.int16)
-            rounded.append(whole.unflatten(1, (-1, 4)).transpose(2, 3))
-            numbers += [scale, nn.functional.pad(layer["bias"], (0, missing))]
-        described.append(entry)
-    return described, rounded, numbers
-
-
-def base64_of(*parts: bytes) -> str:
-    return base64.b64encode(zlib.compress(b"".join(parts), 9)).decode()
-
-
-def network(modules: nn.Module, config: vae.Config, bits: int) -> tuple[dict, str]:
-    """A network → its description and its weights as text.
-
-    Weights follow as 0, -1, 1, -2, 2, … → 0, 1, 2, 3, 4, …: first the lower bytes of all, then the
-    upper ones, which are mostly 0, so that zlib finds something to save.
-    """
-    layers = plain_layers(modules, vae.grid_sizes(config)[-1])
-    described, rounded, numbers = pack(layers, bits)
-    weights = torch.cat([part.flatten() for part in rounded]).numpy()
-    floats = torch.cat([part.flatten() for part in numbers]).numpy().astype("<f4")
-    counted = (2 * weights) ^ (weights >> 15)
-    planes = [(counted & 255).astype(np.uint8), (counted >> 8).astype(np.uint8)]
-    description = {"weights": len(weights), "numbers": len(floats)}
-    description |= {"layers": described, "range": config.value_range}
-    return description, base64_of(floats.tobytes(), *[plane.tobytes() for plane in planes])
-
-
-@torch.no_grad()
-def networks() -> tuple[dict[str, dict], dict[str, str]]:
-    """Descriptions and weights of all networks on the page."""
-    described, texts = {}, {}
-    for name, folder in (DECODERS | ENCODERS).items():
-        model, _ = vae.load_checkpoint(CHECKPOINTS / folder)
-        modules, bits = model.cpu().decoder, DECODER_BITS
-        if name in ENCODERS:
-            modules, bits = model.encoder, ENCODER_BITS
-        described[name], texts[name] = network(modules, model.config, bits)
-    return described, texts
+GARMENTS = 3000  # training images of Fashion-MNIST
 
 
 # ── What the page needs of the data: checkpoints/page/ ──────────────────────────────────────────
@@ -200,76 +65,162 @@ def save_sheet(images: Tensor, name: str) -> None:
     Image.fromarray(sheet).save(EXTRAS / f"{name}.png", optimize=True)
 
 
+def sheet_images(name: str) -> Tensor:
+    """The images of such a file, (N, 3, H, W), uint8."""
+    sheet = torch.from_numpy(np.array(Image.open(EXTRAS / f"{name}.png")))
+    side = sheet.shape[1] // 10
+    return sheet.unflatten(0, (-1, side)).unflatten(2, (10, side)).transpose(1, 2).permute(
+        0, 1, 4, 2, 3
+    ).flatten(0, 1)  # fmt: skip
+
+
+def four_bits(images: Tensor) -> Tensor:
+    """Grey images (N, 1, H, W), uint8 → 16 grey values, two pixels in a byte: (N, H * W / 2)."""
+    values = (images.flatten(1).float() / 17).round().to(torch.uint8)
+    return 16 * values[:, 0::2] + values[:, 1::2]
+
+
+def packed_labels(labels: Tensor) -> Tensor:
+    """Attributes (N, A), 0 or 1 → eight in a byte: (N, ceil(A / 8))."""
+    return torch.from_numpy(np.packbits(labels.numpy().astype(np.uint8), axis=1))
+
+
 def collect() -> None:
-    """Test images, their codes by every model, and what Task 3 moves faces with. Real data only."""
+    """Test images, what attributes occur together, and garments. Real data only."""
     cifar, faces = vae.load_dataset("cifar10"), vae.load_dataset("celeba")
+    garments = vae.load_dataset("fashion_mnist")
     chosen = []
     for label in range(len(cifar.class_names)):  # the first ones of each class
         chosen.append((cifar.test.labels == label).nonzero()[:PER_CLASS, 0])
     chosen = torch.stack(chosen, dim=1).flatten()
-    shown = {"cifar10": cifar.test.images[chosen], "celeba": faces.test.images[:FACES]}
     EXTRAS.mkdir(exist_ok=True)
-    for name, images in shown.items():
-        save_sheet(images, name)
+    save_sheet(cifar.test.images[chosen], "cifar10")
+    save_sheet(faces.test.images[:FACES], "celeba")
 
-    arrays, hashes = {}, {}
-    for name, folder in DECODERS.items():
-        model, record = vae.load_checkpoint(CHECKPOINTS / folder)
-        arrays[f"codes_{name}"], _ = vae.encode_images(model, shown[model.config.dataset])
-        hashes[folder] = record["weights_sha256"]
-    # The last one is the model of faces.
-    mu, _ = vae.encode_images(model, faces.train.images)
-    for name in ATTRIBUTES:
-        has_attribute = faces.train.labels[:, faces.label_names.index(name)]
-        arrays[f"direction_{name}"] = vae.attribute_direction(mu, has_attribute)
-    gaussian = metrics.fit_gaussian(vae.sample_codes(model, faces.train.images))
-    rows, columns = torch.tril_indices(*gaussian.scale_tril.shape)
-    arrays |= {"mixture_means": gaussian.loc[None]}
-    arrays |= {"mixture_roots": gaussian.scale_tril[None, rows, columns]}  # row by row
-
-    posterior = vae.aggregate_posterior(model, faces.test.images[:500])
-    dims = posterior.kl_nats.argsort(descending=True)[:10].tolist()
-    extras = {
+    arrays = {
+        "garments": four_bits(garments.train.images[:GARMENTS]),
+        "garment_labels": garments.train.labels[:GARMENTS].to(torch.uint8),
+        "attributes": packed_labels(faces.train.labels),
+    }
+    hashes = {}
+    for name in KNOWN_CODES:
+        model, record = vae.load_checkpoint(CHECKPOINTS / DECODERS[name])
+        mu, _ = vae.encode_images(model, cifar.test.images[chosen])
+        arrays[f"codes_{name}"] = mu.half()
+        hashes[DECODERS[name]] = record["weights_sha256"]
+    arrays = {name: value.contiguous() for name, value in arrays.items()}
+    (EXTRAS / "page.safetensors").write_bytes(safetensors.torch.save(arrays))
+    facts = {
         "classes": [cifar.class_names[label] for label in cifar.test.labels[chosen].tolist()],
+        "garments": list(garments.class_names),
         "faces": FACES,
-        "dimensions": {dim: round(posterior.kl_nats[dim].item(), 2) for dim in dims},
-        "attributes": ATTRIBUTES,
-        "mixture_weights": [1.0],
+        "training_faces": len(faces.train.labels),
         "contrast": {
             "cifar10": round(vae.contrast(cifar.test.images).mean().item(), 3),
             "celeba": round(vae.contrast(faces.test.images).mean().item(), 3),
         },
         "weights_sha256": hashes,
     }
-    half = {name: value.half().contiguous() for name, value in arrays.items()}
-    safetensors.torch.save_file(half, EXTRAS / "page.safetensors")
-    vae.write_json(EXTRAS / "page.json", extras)
-
-
-def number_arrays() -> tuple[dict[str, dict], str]:
-    """Codes, directions and the mixture: where each array stands, and 16-bit numbers as text."""
-    described, parts, start = {}, [], 0
-    for name, array in sorted(safetensors.torch.load_file(EXTRAS / "page.safetensors").items()):
-        values = array.float().numpy()
-        scale = float(np.abs(values).max() / 32767)
-        described[name] = {"start": start, "length": values.size, "scale": scale}
-        parts.append((values / scale).round().astype("<i2").tobytes())
-        start += values.size
-    return described, base64_of(*parts)
+    vae.write_json(EXTRAS / "page.json", facts)
 
 
 # ── The page ────────────────────────────────────────────────────────────────────────────────────
 
 
+def source(name: str) -> str:
+    return (SOURCES / name).read_text(encoding="utf-8")
+
+
+def scripts(names: tuple[str, ...]) -> str:
+    return "\n".join(source(f"{name}.js") for name in names)
+
+
+def worker_source() -> str:
+    return scripts(WORKER_SCRIPTS)
+
+
+def wasm_text() -> str:
+    return source("engine.wasm.txt").strip()
+
+
 def sources() -> str:
-    """A hash of all files that the page holds; it stands in the page."""
-    files = [TEMPLATE, *sorted(EXTRAS.iterdir())]
-    for folder in DECODERS.values():
+    """A hash of all files that the page holds, or is made by; it stands in the page."""
+    files = [Path(__file__), Path(page_weights.__file__)]
+    files += [*sorted(SOURCES.iterdir()), *sorted(EXTRAS.iterdir())]
+    for folder in sorted({*DECODERS.values()}):
         files.append(CHECKPOINTS / folder / "model.safetensors")
+    files.append(CHECKPOINTS / DECODERS["cifar10_grid"] / "metrics.json")
     total = hashlib.sha256()
     for file in files:
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
+
+
+def recognised() -> dict[str, float]:
+    """What share of drawn images a network takes for the class asked for, by guidance.
+
+    And of real test images. Empty when it was not measured.
+    """
+    metrics = json.loads((CHECKPOINTS / DECODERS["cifar10_grid"] / "metrics.json").read_text())
+    measured = metrics.get("recognised", {})
+    keys = {"0": "recognised_samples_prior", "real": "recognised_real"}
+    keys |= {str(w): f"recognised_samples_guidance_{w}" for w in range(1, 5)}
+    return {name: measured[key] for name, key in keys.items() if key in measured}
+
+
+def page_arrays() -> dict[str, Tensor]:
+    return safetensors.torch.load_file(EXTRAS / "page.safetensors")
+
+
+def garment_images() -> Tensor:
+    """The garments as the page has them, (N, 784) in [0, 1]: the reverse of four_bits."""
+    packed = page_arrays()["garments"]
+    return torch.stack([packed >> 4, packed & 15], dim=2).flatten(1) / 15
+
+
+def array_bytes() -> tuple[dict[str, int], dict[str, bytes]]:
+    """The arrays of checkpoints/page/: how many rows each has, and its bytes."""
+    rows, contents = {}, {}
+    for name, array in page_arrays().items():
+        rows[name] = len(array)
+        if array.is_floating_point():  # codes
+            assert array.abs().max() < 8  # or 16 bits would not hold it
+            array = (array.float() * 4096).round().to(torch.int16)
+        contents[name] = array.numpy().tobytes()
+    return rows, contents
+
+
+@torch.no_grad()
+def networks() -> tuple[dict[str, dict], dict[str, bytes]]:
+    """Descriptions and weights of all networks on the page."""
+    described, contents = {}, {}
+    models = {}
+    for name, folder in DECODERS.items():
+        model, _ = vae.load_checkpoint(CHECKPOINTS / folder)
+        models[name] = model.cpu()
+    for name, model in models.items():
+        parts = {f"{name}_decoder": page_weights.pack_decoder(model)}
+        if name in ENCODERS:
+            parts[f"{name}_encoder"] = page_weights.pack_encoder(model)
+        if name in PRIORS:
+            parts[f"{name}_prior"] = page_weights.pack_prior(model.prior)
+        for part, (description, content) in parts.items():
+            described[part], contents[part] = description, content
+    return described, contents
+
+
+def facts() -> dict:
+    """What the scripts of the page know. Raises VAEError when checkpoints/page/ is outdated."""
+    known = json.loads((EXTRAS / "page.json").read_text())
+    for folder, made_with in known.pop("weights_sha256").items():
+        if vae.read_record(CHECKPOINTS / folder)[1]["weights_sha256"] != made_with:
+            raise vae.VAEError(
+                f"The codes of the test images were made with other weights of {folder}: run "
+                "python -m support.webpage --collect, which needs the real data."
+            )
+    record = vae.read_record(CHECKPOINTS / DECODERS["faces_grid"])[1]
+    known["attributes"] = record["data"]["conditions"]
+    return known | {"recognised": recognised()}
 
 
 def image_url(name: str) -> str:
@@ -277,29 +228,40 @@ def image_url(name: str) -> str:
     return f"data:image/png;base64,{data}"
 
 
-def build() -> str:
-    """The page. Raises VAEError when checkpoints/page/ was made with other weights."""
-    extras = json.loads((EXTRAS / "page.json").read_text())
-    for folder, made_with in extras.pop("weights_sha256").items():
-        if vae.read_record(CHECKPOINTS / folder)[1]["weights_sha256"] != made_with:
-            raise vae.VAEError(
-                f"The codes of the test images were made with other weights of {folder}: run "
-                "python -m support.webpage --collect, which needs the real data."
-            )
-    described, texts = networks()
-    arrays, texts["arrays"] = number_arrays()
-    facts = extras | {"networks": described, "arrays": arrays}
-    facts["sheets"] = {name: image_url(name) for name in ("cifar10", "celeba")}
-    blocks = []
-    for name, text in texts.items():
-        blocks.append(f'<script type="text/plain" id="data-{name}">{text}</script>')
-    page = TEMPLATE.read_text(encoding="utf-8")
+def parts() -> tuple[dict[str, str], dict[str, str]]:
+    """Placeholders of page.html → what takes their place; name of each block of data → its text."""
+    known = facts()
+    known["networks"], network_bytes = networks()
+    known["rows"], contents = array_bytes()
+    blocks = {name: page_weights.as_text(content) for name, content in contents.items()}
+    first = ("garments", "garment_labels")
+    weights = {name: page_weights.as_text(content) for name, content in network_bytes.items()}
+    later = {name: text for name, text in blocks.items() if name not in first} | weights
+    for name in ("cifar10", "celeba"):
+        later[f"sheet_{name}"] = image_url(name)
     fillings = {
         "SOURCES": sources(),
-        "FACTS": json.dumps(facts, separators=(",", ":")),
-        "DATA": "\n".join(blocks),
+        "STYLE": source("page.css"),
+        "FACTS": json.dumps(known, separators=(",", ":")),
+        "ENGINE": wasm_text(),
+        "WORKER": worker_source(),
+        "SCRIPT": scripts(PAGE_SCRIPTS),
+        "FIRST_DATA": as_blocks({name: blocks[name] for name in first}),
+        "LATER_DATA": as_blocks(later),
     }
-    for name, filling in fillings.items():
+    return fillings, blocks | weights
+
+
+def as_blocks(texts: dict[str, str]) -> str:
+    """Data that the browser leaves alone until a script asks for it."""
+    lines = [f'<script type="text/plain" id="data-{name}">{text}</script>'
+             for name, text in texts.items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def build() -> str:
+    page = source("page.html")
+    for name, filling in parts()[0].items():
         page = page.replace(f"{{{{{name}}}}}", filling)
     return page
 

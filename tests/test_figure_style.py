@@ -87,12 +87,15 @@ import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 import matplotlib.pyplot as plt, torch, vae_helpers as vae
 from test_figure_style import photographs
 images = photographs(12, 64)"""
+    row = {"epoch": 1}
+    for part in ("reconstruction", "kl", "total"):
+        row |= {f"val_{part}_nats": 1.0, f"train_{part}_nats": 1.0}
     shown_by = {
         "vae.plot_grid(images, 'TITLE');": ["jpeg"],
         "display(vae.plot_grid(images, 'TITLE')); plt.close()": ["jpeg"],
         "figure = vae.plot_grid(images, 'TITLE'); plt.close(); figure": ["jpeg"],
         "vae.plot_grid(images, 'TITLE'); plt.show()": ["jpeg"],
-        "vae.plot_along_path({'a': torch.ones(3)}, 'TITLE', 'y');": ["png"],
+        f"vae.plot_history({{'a': [{row!r}]}}, 'TITLE');": ["png"],
     }
     cells = [nbformat.v4.new_code_cell(source) for source in (start, *shown_by)]
     notebook = nbformat.v4.new_notebook(cells=cells)

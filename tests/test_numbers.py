@@ -59,7 +59,8 @@ def sources(text: str) -> list:
         "docs/results.md": [task1, features, quality, more_weights],
         "docs/models.md": [gallery.measured(), tables.recorded("cifar10_grid")],
         "docs/speed.md": read_json("figures/speed.json"),
-        "theory_answers.md": [answers, indices, theory.CLOUD, theory.NEIGHBOURS],
+        "theory_answers.md": [answers, theory.USED],
+        "docs/theory.md": [answers, indices, theory.HELD, theory.NEIGHBOURS],
     }  # fmt: skip
     return [settings(), of_text.get(text, [])]
 
@@ -110,13 +111,13 @@ def test_information_about_the_index_goes_from_nothing_to_all():
     assert theory.index_information(torch.zeros(50, 4), logvar, n=50) == pytest.approx(0)
 
 
-def test_a_cloud_holds_95_percent_of_its_samples():
+def test_a_posterior_holds_95_percent_of_its_samples():
     z = 3 + 2 * vae.sample_latents(2000, 8, seed=1)
     far, own = torch.full((1, 8), 30.0), torch.full((1, 8), 3.0)
     logvar = torch.full((1, 8), math.log(4))
-    assert theory.share_in_clouds(z, far, logvar) == 0
+    assert theory.share_in_posteriors(z, far, logvar) == 0
     both = torch.cat([far, own]), logvar.expand(2, 8)
-    assert theory.share_in_clouds(z, *both) == pytest.approx(0.95, abs=0.02)
+    assert theory.share_in_posteriors(z, *both) == pytest.approx(0.95, abs=0.02)
 
 
 def data_set(name: str, size: int, labels: tuple[str, ...]) -> vae.ImageData:

@@ -171,3 +171,16 @@ def test_announcing_never_fails(tmp_path, monkeypatch):
     announce("10 µs \ud800")
     announce("second")
     assert file.read_text(encoding="utf-8") == "10 µs ?\nsecond\n"
+
+
+def test_ctrl_c_in_a_notebook_ends_in_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(), path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["notebook_runner", str(path)])
+    monkeypatch.setattr(notebook_runner, "execute", interrupted)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        notebook_runner.main()

@@ -1,0 +1,131 @@
+// Part 1: four buttons that set up what each question of theory asks, and say what to look for.
+
+const STORIES = {
+  "": {
+    setUp: { "learn.beta": betaIndex(1), "learn.noise": 1 },
+    text: `The encoder turns each garment into two numbers, its code. The decoder draws the garment
+      again from them. <b>Look for</b> the colours: kinds that look alike come together.`,
+    actions: {},
+  },
+  1: {
+    // No KL term from the beginning
+    setUp: { "learn.beta": 0, "learn.noise": 1 },
+    text: `There is no KL term now. <b>Look for</b> how far the codes drift from the rings, and how
+      small σ becomes. Hardly a code is left in the dashed square, so draws of the prior land where
+      nothing was learned. Then turn the KL on and watch them come back.`,
+    actions: { "Turn the KL on: β = 1": { beta: 1 }, "Off again": { beta: 0 } },
+  },
+  2: {
+    setUp: { "learn.beta": betaIndex(1), "learn.noise": 1 },
+    text: `One garment, close up. A noise ε is drawn, then z = μ + σ ε is computed. <b>Look for</b>
+      the orange arrow: that way the picture gets better. As z is computed, not drawn, the same
+      arrow moves μ. Blue: the pull of the KL. Each ε gives another arrow; training follows their
+      mean.`,
+    actions: { "Another ε": "noise", "Another garment": "garment", "100 steps": "steps" },
+  },
+  3: {
+    // An autoencoder first
+    setUp: { "learn.beta": 0, "learn.noise": 0 },
+    text: `An autoencoder: no noise and no KL. Each garment is a point. <b>Look for</b> where the
+      points lie: nothing decides that, and the dashed square misses most of them. Keep this
+      picture, go on to a VAE, and compare the squares.`,
+    actions: { "Keep this picture": "keep", "Now a VAE": { beta: 1, noise: 1, again: true },
+      "An autoencoder again": { beta: 0, noise: 0, again: true } },
+  },
+  4: {
+    setUp: { "learn.beta": betaIndex(0.05), "learn.noise": 1 },
+    text: `<b>Look for</b> σ and the pictures. At 0.05 σ is tiny, and codes spread beyond the rings.
+      At 15 posteriors overlap and pictures blur. At 100 the code says nothing: all garments
+      share one posterior, the prior, and all pictures are one.`,
+    actions: { "β = 0.05": { beta: 0.05 }, "β = 1": { beta: 1 }, "β = 15": { beta: 15 },
+      "β = 100": { beta: 100 }, "Keep this picture": "keep" },
+  },
+};
+const ANSWERS = {
+  1: "1--why-does-the-kl-term-matter-in-the-vae-loss",
+  2: "2--how-does-the-reparameterisation-trick-let-gradients-through-the-stochastic-layer",
+  3: "3--why-a-probabilistic-latent-space-and-not-a-fixed-one",
+  4: "4--what-does-the-kl-term-do-for-a-smooth-latent-space",
+};
+
+// A question that is chosen sets β and noise. Those that are about how codes come to lie where they
+// lie begin with a new network.
+const BEGIN_ANEW = ["1", "3", "4"];
+CONSEQUENCES["learn.question"] = (number) => {
+  const { setUp } = STORIES[number];
+  const anew = BEGIN_ANEW.includes(number) ? { "learn.seed": state["learn.seed"] + 1 } : {};
+  return { ...setUp, ...anew };
+};
+
+async function beginStory() {
+  if (state["learn.question"] !== "2") {
+    closeDetail();
+    return setRunning(!fewMoves.matches);
+  }
+  setRunning(false);
+  const { network } = lesson;
+  if (lesson.steps < 300) await learnSteps(300); // so that there is something to see
+  for (let draws = 0; draws < 6; draws++) {
+    if (state["learn.question"] !== "2" || lesson.running || network !== lesson.network) return;
+    await inspect({ image: 0, eps: drawNoise() });
+  }
+}
+
+function renderStory() {
+  const number = state["learn.question"];
+  const parent = $("#story");
+  if (parent.dataset.number === number) return;
+  parent.dataset.number = number;
+  const { text, actions } = STORIES[number];
+  const answers = linkTo("theory_answers.md");
+  const link = number ? `${answers}#${ANSWERS[number]}">The answer to question ${number}`
+    : `${answers}">The four answers`;
+  parent.innerHTML = `<p>${text} <a href="${link}</a></p>`;
+  const row = document.createElement("div");
+  row.className = "row";
+  for (const [label, action] of Object.entries(actions)) {
+    const button = document.createElement("button");
+    button.textContent = label;
+    button.onclick = () => act(action);
+    row.append(button);
+  }
+  parent.append(row);
+}
+
+function act(action) {
+  if (action === "keep") return keepSnapshot();
+  if (action === "steps") return learnSteps(100);
+  if (action === "noise") return setRunning(false), inspect({ eps: drawNoise() });
+  if (action === "garment") {
+    setRunning(false);
+    return inspect({ image: Math.floor(Math.random() * SHOWN), eps: drawNoise() });
+  }
+  const values = { "learn.beta": betaIndex(action.beta) };
+  if (action.noise !== undefined) values["learn.noise"] = action.noise;
+  if (action.again) values["learn.seed"] = state["learn.seed"] + 1;
+  set(values);
+  setRunning(true);
+}
+
+// A copy of codes and plane, to compare with what comes.
+function keepSnapshot() {
+  const { beta, noise } = lessonSettings();
+  const figure = document.createElement("figure");
+  for (const name of ["codes", "plane"]) {
+    const copy = contextOf(320, 320);
+    copy.fillStyle = ink.card;
+    copy.fillRect(0, 0, 320, 320);
+    copy.drawImage($(`#${name}`), 0, 0, 320, 320);
+    Object.assign(copy.canvas, { role: "img", ariaLabel: `kept: ${name}` });
+    figure.append(copy.canvas);
+  }
+  const caption = document.createElement("figcaption");
+  const kind = noise ? `β = ${beta || "off"}` : "no noise, no KL";
+  caption.textContent = `${kind}, step ${lesson.steps.toLocaleString("en")}. `;
+  const remove = Object.assign(document.createElement("button"), { textContent: "Remove" });
+  remove.className = "quiet";
+  remove.onclick = () => figure.remove();
+  caption.append(remove);
+  figure.append(caption);
+  $("#snapshots").append(figure);
+}
