@@ -239,7 +239,7 @@ def plot_planes(models: dict[str, vae.VAE], data: vae.ImageData) -> Figure:
         right.imshow(picture, extent=2 * (-edge, edge))
         right.set(xticks=[-3, 0, 3], yticks=[-3, 0, 3], title=f"{name}: the black square, decoded")
         right.grid(False)
-    axes[0, 0].legend(markerscale=4, loc="lower left")
+    axes[0, 0].legend(markerscale=4, loc="upper left")
     title = "Q3 · N(0, I) covers the codes of the VAE, not those of the autoencoder"
     figure.suptitle(f"{title}: {data.title}", **LEFT)
     return figure

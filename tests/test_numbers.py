@@ -51,18 +51,20 @@ def sources(text: str) -> list:
     plain, best = tables.recorded("cifar10_conv"), tables.recorded("cifar10_best")
     more_weights = best["parameters"] / plain["parameters"] - 1
     features = [read_json(f"checkpoints/features/{name}.json") for name in ("cifar10", "celeba")]
-    answers = read_json("figures/theory.json")
+    answers, tried = read_json("figures/theory.json"), read_json("checkpoints/tried.json")
+    learned = vae.read_record(ROOT / "checkpoints/cifar10_grid")[1]["history"][-1]
     # An index among the test images, or the training images, holds at most their logarithm.
     indices = [math.log(10_000), math.log(45_000)]
     of_text = {
-        "README.md": task1,
-        "docs/results.md": [task1, features, quality, more_weights],
+        "README.md": [task1, features, quality],
+        "docs/results.md": [task1, features, quality, more_weights, tried, learned],
         "docs/models.md": [gallery.measured(), tables.recorded("cifar10_grid")],
         "docs/speed.md": read_json("figures/speed.json"),
         "theory_answers.md": [answers, theory.USED],
         "docs/theory.md": [answers, indices, theory.HELD, theory.NEIGHBOURS],
     }  # fmt: skip
-    return [settings(), of_text.get(text, [])]
+    bits_in_a_nat = 1 / math.log(2)
+    return [settings(), bits_in_a_nat, of_text.get(text, [])]
 
 
 def numbers_in(content) -> list[float]:
