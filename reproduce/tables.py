@@ -138,12 +138,11 @@ def measured(name: str) -> dict:
             numbers[f"speed_{method}"] = f"{speed:.1f} ± {error:.1f}"
     numbers["ffd_real"] = numbers.get("ffd_real_train")
     for unit in ("ffd", "found"):
-        prior = numbers.get(f"{unit}_samples_prior")
         # A prior that is not learned is N(0, I) itself.
-        if f"{unit}_samples_gaussian" in numbers:
-            numbers[f"{unit}_samples_normal_prior"] = prior
-        else:
-            numbers[f"{unit}_samples_learned_prior"] = prior
+        kind = "normal" if f"{unit}_samples_gaussian" in numbers else "learned"
+        for end in ("", "_se"):
+            if f"{unit}_samples_prior{end}" in numbers:
+                numbers[f"{unit}_samples_{kind}_prior{end}"] = numbers[f"{unit}_samples_prior{end}"]
     return numbers
 
 
