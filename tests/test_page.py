@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 from conftest import ROOT, refused
+from page_laboratory import browser  # noqa: F401  a fixture
 from PIL import Image
 
 import vae_helpers as vae
 from support import webpage
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 # Of every picture in a part of the page its sum, so that a changed picture is seen.
 PICTURES = """part => JSON.stringify([...document.querySelectorAll(`#part-${part} canvas`)].map(
     canvas => canvas.pixels ? canvas.pixels.reduce((sum, value) => sum + value, 0) : 0))"""
@@ -38,7 +37,7 @@ SHOWN = {
 class Visitor:
     """A page in a browser, and what went wrong in it."""
 
-    def __init__(self, browser):
+    def __init__(self, browser):  # noqa: F811
         self.page = browser.new_page(
             viewport={"width": 1280, "height": 900}, offline=True, reduced_motion="reduce"
         )
@@ -69,13 +68,8 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def opened():
-    if not CHROMIUM:
-        pytest.skip("no Chromium: apt-get install it")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield Visitor(browser)
-        browser.close()
+def opened(browser):  # noqa: F811
+    return Visitor(browser)
 
 
 @pytest.fixture
