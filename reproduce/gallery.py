@@ -7,8 +7,8 @@
 
 Finished runs in runs/ are used again, so it can be stopped and started at will. A data set that
 cannot be had is passed over. Writes figures/gallery.json and grid.json, gallery*.png, grid_*.png,
-task*.png, quality_reconstructions.png, new_images.png and morph.gif. They show the first test
-images, or the first samples of a seed; only the pairs of the walks were chosen.
+task*.png, quality_reconstructions.png and new_images.png. They show the first test images,
+or the first samples of a seed; only the pairs of the walks were chosen.
 """
 
 from __future__ import annotations
@@ -246,8 +246,6 @@ def draw_grids() -> None:
     vae.write_json(FIGURES / "grid.json", numbers)
     save(plot_learning(records), "grid_learning.png")
     save(vae.plot_sheets(drawn, "New images of the model grid", columns=10), "new_images.png")
-    # The data and the model are now those of faces.
-    (FIGURES / "morph.gif").write_bytes(film(model, data.test.images[:10]))
 
 
 def new_images(model: vae.VAE, data: vae.ImageData, n: int = 40) -> dict[str, Tensor]:
@@ -320,14 +318,6 @@ def plot_learning(records: dict[str, dict]) -> Figure:
     axes[0].legend()
     figure.suptitle("How the prior learns: fewer nats, likelier codes", **LEFT)
     return figure
-
-
-def film(model: vae.VAE, images: Tensor) -> bytes:
-    """A GIF of images (2n, C, H, W): each of the first n becomes one of the others, and back."""
-    mu, _ = vae.encode_images(model, images)
-    start, end = mu.chunk(2)
-    path = vae.interpolate_latents(start, end, 13, "spherical")
-    return vae.animate(vae.decode_images(model, path), cell=1.2, seconds=0.12)
 
 
 # ── The command ─────────────────────────────────────────────────────────────────────────────────
