@@ -1172,7 +1172,7 @@ def sample_codes(
 
 
 def slerp(z_a: Tensor, z_b: Tensor, t: Tensor) -> Tensor:
-    """Spherical interpolation at constant angular speed: (..., D), (..., D), t → (..., D).
+    """Spherical interpolation: (..., D), (..., D), t → (..., D).
 
     Shoemake 1985; for latents White 2016, arXiv:1609.04468. Where the two are (anti)parallel no
     arc is defined and the line is taken.

@@ -184,8 +184,9 @@ def draw_tasks() -> None:
     names = {"plain": "cifar10_conv", "fully connected": "cifar10_fc"}
     names["… three times the size"] = "cifar10_fc3x"
     models = load_models(names)
-    title = "A variational autoencoder: an arrow is a layer"
-    save(network_drawing.plot_networks({"plain": models["plain"]}, images[4], title), "vae.png")
+    drawn = {"Task 1's convolutional network": models["plain"]}
+    title = "A variational autoencoder, from image to image"
+    save(network_drawing.plot_networks(drawn, images[4], title), "vae.png")
     title = f"Task 1 · convolutions keep more than a blob: {cifar.title}"
     save(vae.plot_reconstructions(models, images[:12], title), "task1_reconstructions.png")
 
@@ -196,12 +197,17 @@ def draw_tasks() -> None:
     save(vae.plot_reconstructions(sharper, images[:12], title), "quality_reconstructions.png")
 
     first, last = PAIR
-    walk = vae.interpolate_images(models["best"], images[first], images[last], 9)
-    rows = {"bird to car, best": walk, "fade of the same": vae.cross_fade(walk[0], walk[-1], 9)}
-    of_faces = models["grid of faces"]
-    rows["face to face, grid"] = vae.interpolate_images(
-        of_faces, people[7], people[16], 9, "spherical"
-    )
+    walks = {
+        "bird to car, best": vae.interpolate_images(models["best"], images[first], images[last], 9),
+        "face to face, grid": vae.interpolate_images(
+            models["grid of faces"], people[7], people[16], 9, "spherical"
+        ),
+    }
+    rows = {}
+    for name, walk in walks.items():
+        pictures = enlarged(walk) if walk.shape[-1] == 32 else walk
+        rows[name] = pictures
+        rows[f"fade of row {len(rows)}"] = vae.cross_fade(pictures[0], pictures[-1], 9)
     title = f"Task 2 · between two photographs, and two faces: {cifar.title}, {faces.title}"
     save(vae.plot_rows(rows, title, cell=1.28), "task2_interpolation.png")
 
@@ -254,8 +260,12 @@ def new_images(model: vae.VAE, data: vae.ImageData, n: int = 40) -> dict[str, Te
         title = f"{data.title}: attributes of test faces, temperature 0.7"
         return {title: vae.sample_images(model, n, data.test.labels[:n], seed=0, temperature=0.7)}
     images = vae.sample_images(model, n, torch.arange(n) % 10, seed=0, guidance=2.0)
-    enlarged = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    return {f"{data.title}: a class in each column, guidance 2": enlarged}
+    return {f"{data.title}: a class in each column, guidance 2": enlarged(images)}
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """Each pixel becomes four, as large as those beside images of twice the size."""
+    return images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def plot_sheet(model: vae.VAE, data: vae.ImageData, way: dict[str, float]) -> Figure:

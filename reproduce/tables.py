@@ -196,23 +196,13 @@ def results_tables() -> dict[str, Table]:
     task1 = task1_records()
     models = {}
     for name in CIFAR + FACES:
-        models[TITLES[name]] = numbers = measured(name)
-        numbers["found"] = in_percent(numbers, "found_samples_prior")
-        if name in CIFAR:
-            numbers["recognised"] = in_percent(numbers, "recognised_samples_guidance_2")
-    short = {title: models[title] for title in models if title != TITLES["cifar10_conv_sigma"]}
+        models[TITLES[name]] = measured(name)
     return {
         "short_results": Table("model", task1, PARAMETERS | LOSSES),
         "results": Table("model", task1, PARAMETERS | LOSSES | {
             "excess over the floor (nats)": "excess_nats:,.1f",
             "active dimensions": "active_dims:,.0f",
             "training (s)": "seconds:,.0f",
-        }),
-        "short_quality": Table("model", short, {
-            "squared error ↓": "mse:.4f",
-            "bits/dim ↓": "bits_per_dim:.2f",
-            "class recognised ↑": "recognised",
-            "a face is found ↑": "found",
         }),
         "quality": Table("model", models, PARAMETERS | {
             "training (s)": "seconds:,.0f",
@@ -348,15 +338,12 @@ def gradient_tables(q2: dict) -> dict[str, Table]:
 
 
 def code_tables(q3: dict, plane: dict) -> dict[str, Table]:
-    contrast = q3["real images"]["contrast"]
     return {
         "fixed_codes": Table("", of_theory(q3, theory.AUTOENCODER_AND_VAE), {
             "squared error of reconstructions ↓": "mse:.4f",
             "distance of the mean code from the origin (prior: 0)": "mean_norm:.1f",
             "largest variance of the codes over all directions (prior: 1)": "variance_max:.1f",
             "directions, of 128, that hold 99% of the variance of the codes": "directions",
-            f"contrast of samples of N(0, I) (real images: {contrast:.3f})": "prior_contrast:.3f",
-            "contrast of samples of a Gaussian fitted to the codes": "fitted_contrast:.3f",
         }, turned=True),
         "plane": Table("", plane, {
             "squared error of reconstructions ↓": "mse:.4f",

@@ -101,7 +101,10 @@ def draw_row(
 
 
 def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figure:
-    """What flows through each model, from an image (C, H, W) to x_hat; an arrow is a layer."""
+    """What flows through each model, from an image (C, H, W) to x_hat.
+
+    A grey arrow is a layer, the dashed one the draw of z.
+    """
     rows = len(models)
     tight = {"shrinkA": 0, "shrinkB": 0}  # an arrow goes all the way
     fig, axes = plt.subplots(
@@ -115,11 +118,12 @@ def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figu
         extents = [(-0.52, 0.52)]  # of the image, which is PICTURE screen pixels wide
         extents += draw_row(ax, 0.52, 4.93, encoder, "C0")
         for y, text in ((0.62, "μ"), (-0.62, "log σ²")):
-            extent = draw_block(ax, 5, y, code, "C1")
+            of_code = draw_block(ax, 5, y, code, "C1")
             ax.text(5.2, y, f"{text}\n{code[0]}", va="center")
-        extents.append(extent)
+        extents.append(of_code)
         extents += draw_row(ax, 6.2, 6.6, [code], "C1")
         ax.text(6.4, 0.6, "z = μ + σ ε", ha="center")
+        ax.text(5.75, -0.1, "ε ~ N(0, I)", ha="center", va="top")
         extents += draw_row(ax, 6.47, 10.68, decoder[:-1], "C2")
         extents.append((10.68, 11.72))
         for place, picture, text in ((0, image, "x"), (11.2, x_hat, "x̂")):
@@ -129,7 +133,8 @@ def plot_networks(models: dict[str, vae.VAE], image: Tensor, title: str) -> Figu
             ax.text(place, -0.65, text, ha="center", va="top")
         for (_, start), (end, _) in zip(extents, extents[1:]):
             ends = {"xy": (end - 0.08, 0), "xytext": (start + 0.08, 0)}
-            ax.annotate("", arrowprops={"arrowstyle": "->", "color": "grey", **tight}, **ends)
+            look = {"linestyle": "--" if start == of_code[1] else "-", "color": "grey"}
+            ax.annotate("", arrowprops={"arrowstyle": "->", **look, **tight}, **ends)
         ax.set_title(f"{name}: {vae.count_parameters(model):,} parameters")
         ax.set(xlim=(-0.6, 11.8), ylim=(-1.4, 1.25), aspect="equal")
         ax.axis("off")

@@ -221,7 +221,7 @@ def explore_dimensions(
             caption = f"draw {number} of N(0, I) · now"
         ends = {}
         for by in (-3, 3):
-            name = f"the start, but dimension {', '.join(map(str, dims))} moved by {by:+d}"
+            name = f"one dimension moved by {by:+d}: {', '.join(map(str, dims))}"
             ends[name] = vae.decode_images(model, z + by * axes[dims])
         return z, caption, [vae.as_unit(x), vae.decode_images(model, z)], ends
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,7 @@ def sources() -> str:
     total = hashlib.sha256()
     for file in files:
         total.update(hashlib.sha256(file.read_bytes()).digest())
+    total.update(json.dumps(short_answers()).encode())
     return total.hexdigest()
 
 
@@ -166,6 +169,13 @@ def recognised() -> dict[str, float]:
     keys = {"0": "recognised_samples_prior", "real": "recognised_real"}
     keys |= {str(w): f"recognised_samples_guidance_{w}" for w in range(1, 5)}
     return {name: measured[key] for name, key in keys.items() if key in measured}
+
+
+def short_answers() -> dict[str, str]:
+    """Number of each question of theory_answers.md → its short answer."""
+    text = (ROOT / "theory_answers.md").read_text(encoding="utf-8")
+    found = re.findall(r"^## (\d) .*?\*\*Short answer\.\*\* (.*?)$", text, re.DOTALL | re.MULTILINE)
+    return {number: html.escape(answer.replace("*", "")) for number, answer in found}
 
 
 def page_arrays() -> dict[str, Tensor]:
@@ -220,7 +230,7 @@ def facts() -> dict:
             )
     record = vae.read_record(CHECKPOINTS / DECODERS["faces_grid"])[1]
     known["attributes"] = record["data"]["conditions"]
-    return known | {"recognised": recognised()}
+    return known | {"recognised": recognised(), "answers": short_answers()}
 
 
 def image_url(name: str) -> str:

@@ -677,7 +677,7 @@ def test_a_photo_is_neither_enlarged_nor_put_on_a_canvas_too_large(visitor, side
             return {drawImage: () => 0, getImageData};
         };
         crop.image = {width: side, height: side};
-        $("#crop-size").value = 100;
+        $("#crop-zoom").value = 10;
         smallSquare(64);
         contextOf = real;
         return widths }""", side)  # fmt: skip

@@ -129,7 +129,11 @@ function tellFace() {
     ? `${kind}, encoded as ${numbers} numbers and decoded.`
     : `Drawn: first ${FIRST_PLACE * channels} numbers for the whole image, then ${channels} for each
       of ${GRID ** 2} places.`;
-  $("#portrait-text").textContent = how + (edits ? " Parts were erased and drawn again." : "");
+  const asked = wishWords().join(", ");
+  const wish = asked && (start ? " Wishes count only where you erase and redraw."
+    : ` Asked for: ${asked}.`);
+  $("#portrait-text").textContent = how + wish
+    + (edits ? " Parts were erased and drawn again." : "");
 }
 
 // ── A picture from outside, and what two models make of it ──
@@ -202,6 +206,7 @@ $("#save-face").onclick = () => save(sheetOf([[$("#portrait")]], 512), "face.png
 
 definePart(["faces", "wish"], (changed) => {
   $('[name="faces.guidance"]').disabled = !wishes().size; // which it makes count more
+  if (changed.some((key) => key.startsWith("wish."))) tellRare();
   if (!face.near) return;
   const slowly = drawsSlowly;
   drawsSlowly = false;

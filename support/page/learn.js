@@ -15,6 +15,7 @@ const lesson = {
   kinds: null, // label of each code that is shown
   target: null, codes: null, // as they are, and as they are drawn on the way there
   plane: null, steps: 0, history: [], marks: [],
+  markedAt: 0, // when β or the noise was changed last
   view: { ...HOME }, pointed: [0, 0],
   detail: null, closings: 0, // the close-up of question 2, and how often it was closed
 };
@@ -118,8 +119,11 @@ function paintLesson() {
       const now = lesson.history.at(-1)?.[key];
       $(`#${id}-now`).textContent = now === undefined ? "" : `${now.toFixed(digits)} nats`;
     }
-    if (!state["learn.noise"]) $("#kl-now").textContent = "counts only with noise";
+    const noise = Boolean(state["learn.noise"]);
+    if (!noise) $("#kl-now").textContent = "counts only with noise";
+    for (const id of ["kl", "beta"]) $(`#${id}-part`).classList.toggle("idle", !noise);
     $("#learn-facts").innerHTML = lessonFacts();
+    $("#learn-happens").textContent = whatHappens();
     lesson.paintedPlane = lesson.plane;
     lesson.firstPainted ??= performance.now();
     tellOfFirstPicture();
@@ -156,7 +160,25 @@ function lessonFacts() {
   const lines = [`step <b>${steps.toLocaleString("en")}</b>`,
     `codes in the dashed square <b>${share}%</b>`];
   if (state["learn.noise"]) lines.push(`mean σ <b>${sigma.toFixed(sigma < 0.1 ? 3 : 2)}</b>`);
-  return lines.join("<br>");
+  return lines.join(", ");
+}
+
+const COLLAPSED = 0.1; // nats: below, all garments share one code
+const klNow = () => lesson.history.at(-1)?.kl ?? 0;
+const hasCollapsed = () => lesson.steps > 100 && state["learn.noise"] && klNow() < COLLAPSED;
+
+// One sentence, which follows β, the noise and what was learned, not the question.
+function whatHappens() {
+  const { beta, noise } = lessonSettings();
+  if (lesson.detail) return "";
+  if (!lesson.running) return "Paused: β acts only while it learns.";
+  if (!noise) return "No noise, so no KL: each garment is a point, and nothing decides where.";
+  if (hasCollapsed()) return "Collapsed: all garments share one code, and all pictures are the same.";
+  if (!beta) return "No KL: σ shrinks, and nothing holds the codes in the square.";
+  if (beta < 0.5) return "A weak KL: σ is small, and codes spread beyond the rings.";
+  if (beta < 6) return "Codes gather where the prior is, and what looks alike lies together.";
+  if (beta < 20) return "A strong KL: posteriors overlap, and many garments get the same picture.";
+  return "Too strong: the code is saying less and less.";
 }
 
 // ── The picture under the pointer, and the garment whose code is nearest ──
@@ -165,13 +187,20 @@ async function pointAt(z) {
   if (!lesson.codes) return;
   lesson.pointed = z;
   stir();
+  if (!lesson.detail) await newest("pointed", showPoint);
+}
+
+async function showPoint() {
+  const z = lesson.pointed;
+  const image = nearestCode(z);
+  const [picture, garment] = await Promise.all([
+    learner.ask("decodePlane", { z }), learner.ask("garment", { image }),
+  ]);
   if (lesson.detail) return;
-  await newest("pointed", async () => {
-    showGarment($("#pointed"), await learner.ask("decodePlane", { z: lesson.pointed }));
-    await showOriginal(nearestCode(lesson.pointed), "nearest");
-  });
   const [right, up] = z.map((value) => value.toFixed(2));
+  showGarment($("#pointed"), picture);
   $("#pointed-text").innerHTML = `<b>decoded at</b><br>(${right}, ${up})`;
+  showOriginal(garment, image, "nearest");
 }
 
 function nearestCode([right, up]) {
@@ -185,11 +214,10 @@ function nearestCode([right, up]) {
   return nearest;
 }
 
-async function showOriginal(image, how) {
-  $("#original-text").innerHTML = `<b>${how}</b><br>${facts.garments[lesson.kinds[image]]}`;
-  if (image === lesson.shownOriginal) return;
-  lesson.shownOriginal = image;
-  showGarment($("#original"), await learner.ask("garment", { image }));
+function showOriginal(garment, image, how) {
+  showGarment($("#original"), garment);
+  const name = facts.garments[lesson.kinds[image]];
+  $("#original-text").innerHTML = `<b>${how}</b><br>${hasCollapsed() ? "all alike" : name}`;
 }
 
 function followPointer(canvas, viewOf) {
@@ -232,19 +260,21 @@ async function inspect({ image, eps }) {
     image: image ?? before?.image ?? 0,
     eps: eps ?? before?.eps ?? drawNoise(),
   };
-  const seen = await learner.ask("inspect", chosen);
+  const [seen, garment] = await Promise.all([
+    learner.ask("inspect", chosen), learner.ask("garment", { image: chosen.image }),
+  ]);
   if (closings !== lesson.closings) return; // the answer comes too late
   const same = before?.image === chosen.image && eps;
   const earlier = same ? [...before.earlier, { ...before, earlier: [] }].slice(-24) : [];
   stir();
   lesson.detail = { ...chosen, ...seen, earlier, kind: lesson.kinds[chosen.image] };
   showGarment($("#pointed"), seen.xHat);
-  const pair = (values, digits) => `(${[...values].map((one) => one.toFixed(digits)).join(", ")})`;
+  const pair = (values) => `(${[...values].map((one) => Number(one.toPrecision(2))).join(", ")})`;
   const sigma = seen.logvar.map((one) => Math.exp(0.5 * one));
   $("#pointed-text").innerHTML = "<b>decoded at z</b>";
-  $("#detail-text").innerHTML = `z = μ + σ ε = ${pair(seen.z, 2)}<br>μ = ${pair(seen.mu, 2)},
-    σ = ${pair(sigma, 3)}, ε = ${pair(chosen.eps, 2)}`;
-  await showOriginal(chosen.image, "the garment");
+  $("#detail-text").innerHTML = `z = μ + σ ε = ${pair(seen.z)}<br>μ = ${pair(seen.mu)},
+    σ = ${pair(sigma)}, ε = ${pair(chosen.eps)}`;
+  showOriginal(garment, chosen.image, "the garment");
 }
 
 function closeDetail() {
@@ -274,14 +304,27 @@ definePart(["learn"], async (changed) => {
   lesson.touched = performance.now();
   renderStory();
   if (changed.includes("learn.beta") || changed.includes("learn.noise")) {
-    lesson.marks.push(lesson.steps);
+    markChange();
     sendSettings();
   }
+  markActions();
+  lesson.paintedPlane = null;
+  stir();
   const anew = changed.includes("learn.seed");
   if (anew) await startAgain();
   const showsOneCode = state["learn.question"] === "2"; // of a network that has learned
   if (changed.includes("learn.question") || (anew && showsOneCode)) beginStory();
 });
+
+// Where β or the noise changed. A slider that is moved on leaves one mark.
+function markChange() {
+  const now = performance.now();
+  const goesOn = now - lesson.markedAt < 1000 && lesson.marks.length;
+  const steps = goesOn ? lesson.marks.pop().steps : lesson.steps;
+  const { beta, noise } = lessonSettings();
+  lesson.marks.push({ steps, text: noise ? `β ${beta || "off"}` : "no noise" });
+  lesson.markedAt = now;
+}
 
 function listenToLesson() {
   followPointer($("#codes"), () => lesson.view);
@@ -292,7 +335,7 @@ function listenToLesson() {
   }).observe($("#learn-view"));
   isDark.addEventListener("change", () => {
     readColours();
-    lesson.paintedPlane = lesson.shownOriginal = null;
+    lesson.paintedPlane = null;
     pointAt(lesson.pointed);
   });
   addEventListener("resize", () => {

@@ -247,10 +247,21 @@ function paintCurve(canvas, history, key, marks) {
   const high = sorted[Math.floor(0.97 * (sorted.length - 1))] * 1.03;
   const low = key === "kl" ? 0 : sorted[0];
   const [first, last] = [history[0].steps, history.at(-1).steps];
-  const right = (steps) => ((steps - first) / (last - first)) * (width - 4) + 2;
+  const left = 34; // of which the numbers of the axis take most
+  const right = (steps) => ((steps - first) / (last - first)) * (width - left - 4) + left;
   const down = (value) => height - 3 - ((value - low) / (high - low || 1)) * (height - 6);
-  for (const steps of marks) {
-    if (steps > first) line(context, [right(steps), 0], [right(steps), height], ink.soft, 1.5);
+  context.font = "11px system-ui, sans-serif";
+  context.fillStyle = ink.soft;
+  const number = (value) => value.toFixed(high < 10 ? 1 : 0);
+  context.fillText(number(high), 0, 10);
+  context.fillText(number(low), 0, height - 3);
+  let free = 0; // from here on a word has room
+  for (const { steps, text } of marks.filter((mark) => mark.steps > first)) {
+    const at = right(steps);
+    line(context, [at, 0], [at, height], ink.soft, 1);
+    if (at < free || at + 34 > width) continue;
+    context.fillText(text, at + 3, 10);
+    free = at + context.measureText(text).width + 6;
   }
   context.strokeStyle = ink.accent;
   context.lineWidth = 2;

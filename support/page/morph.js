@@ -9,7 +9,7 @@ const morphNetwork = () => {
   return `${set}_${state["morph.model"]}`;
 };
 
-// Spherical: at constant angular speed. Where two codes point the same way the line is taken.
+// Spherical. Where two codes point the same way the line is taken.
 function between(a, b, t, method) {
   if (method === "linear") return mix(a, b, t);
   const cosine = sum(a.map((value, i) => value * b[i])) / (norm(a) * norm(b));

@@ -227,8 +227,19 @@ document.addEventListener("input", ({ target: { name, type, value, checked } }) 
   if (!name) return;
   const read = { range: () => Number(value), checkbox: () => Number(checked) };
   const changed = change({ [name]: (read[type] ?? (() => value))() });
-  if (changed.length > 1) fillControls();
+  if (name in CONSEQUENCES) fillControls();
   render(changed);
+});
+// A finger that begins to scroll on a slider has not chosen its value.
+document.addEventListener("pointerdown", ({ target: { type, name }, pointerType }) => {
+  if (type !== "range" || !name || pointerType === "mouse") return;
+  const value = state[name];
+  const forget = new AbortController();
+  const { signal } = forget;
+  addEventListener("pointercancel", () => set({ [name]: value }), { signal });
+  for (const end of ["pointerup", "pointercancel"]) {
+    addEventListener(end, () => forget.abort(), { signal });
+  }
 });
 document.addEventListener("change", ({ target }) => target.name && commit());
 
@@ -288,15 +299,17 @@ const encode = (name, image) => load(`${name}_encoder`).then(() => {
 });
 
 // Of the jobs of a slot one runs and the newest one waits; those between are left out. A job is
-// given a function that says whether a newer one waits.
+// given a function that says whether a newer one waits. The same function, asked for again, is a
+// new job.
 const slots = new Map();
-async function newest(slot, job) {
+async function newest(slot, run) {
+  const job = { run };
   if (slots.has(slot)) return void slots.set(slot, job);
   slots.set(slot, job);
   try {
     for (let now = job; now; ) {
       const own = now;
-      await own(() => slots.get(slot) !== own);
+      await own.run(() => slots.get(slot) !== own);
       const next = slots.get(slot);
       now = next === own ? null : next;
     }

@@ -4,15 +4,15 @@ const STORIES = {
   "": {
     setUp: { "learn.beta": betaIndex(1), "learn.noise": 1 },
     text: `The encoder turns each garment into two numbers, its code. The decoder draws the garment
-      again from them. <b>Look for</b> the colours: kinds that look alike come together.`,
+      again from them. <b>Look for</b> the colours: kinds that look alike come together. Then move β: off, and all the way to 100.`,
     actions: {},
   },
   1: {
     // No KL term from the beginning
     setUp: { "learn.beta": 0, "learn.noise": 1 },
-    text: `There is no KL term now. <b>Look for</b> how far the codes drift from the rings, and how
-      small σ becomes. Hardly a code is left in the dashed square, so draws of the prior land where
-      nothing was learned. Then turn the KL on and watch them come back.`,
+    text: `A new network begins, without a KL term. <b>Look for</b> how far the codes drift from the
+      rings, and how small σ becomes. Ever fewer codes are in the dashed square, so draws of the
+      prior land where nothing was learned. Then turn the KL on and watch them come back.`,
     actions: { "Turn the KL on: β = 1": { beta: 1 }, "Off again": { beta: 0 } },
   },
   2: {
@@ -26,17 +26,17 @@ const STORIES = {
   3: {
     // An autoencoder first
     setUp: { "learn.beta": 0, "learn.noise": 0 },
-    text: `An autoencoder: no noise and no KL. Each garment is a point. <b>Look for</b> where the
-      points lie: nothing decides that, and the dashed square misses most of them. Keep this
-      picture, go on to a VAE, and compare the squares.`,
+    text: `A new network begins as an autoencoder: no noise and no KL, each garment a point.
+      <b>Look for</b> where the points lie: nothing decides that, and the dashed square misses most
+      of them. Keep this picture, go on to a VAE, and compare the squares.`,
     actions: { "Keep this picture": "keep", "Now a VAE": { beta: 1, noise: 1, again: true },
       "An autoencoder again": { beta: 0, noise: 0, again: true } },
   },
   4: {
     setUp: { "learn.beta": betaIndex(0.05), "learn.noise": 1 },
-    text: `<b>Look for</b> σ and the pictures. At 0.05 σ is tiny, and codes spread beyond the rings.
-      At 15 posteriors overlap and pictures blur. At 100 the code says nothing: all garments
-      share one posterior, the prior, and all pictures are one.`,
+    text: `A new network begins at 0.05. <b>Look for</b> σ and the reconstruction. At 0.05 σ is tiny,
+      and codes spread beyond the rings. At 15 posteriors overlap, and many garments get the same
+      picture. At 100 the code says nothing: all share one posterior, the prior.`,
     actions: { "β = 0.05": { beta: 0.05 }, "β = 1": { beta: 1 }, "β = 15": { beta: 15 },
       "β = 100": { beta: 100 }, "Keep this picture": "keep" },
   },
@@ -49,13 +49,18 @@ const ANSWERS = {
 };
 
 // A question that is chosen sets β and noise. Those that are about how codes come to lie where they
-// lie begin with a new network.
+// lie begin with a new network; question 2 does where the old one was no usual VAE.
 const BEGIN_ANEW = ["1", "3", "4"];
 CONSEQUENCES["learn.question"] = (number) => {
   const { setUp } = STORIES[number];
-  const anew = BEGIN_ANEW.includes(number) ? { "learn.seed": state["learn.seed"] + 1 } : {};
-  return { ...setUp, ...anew };
+  const unusual = Object.entries(setUp).some(([name, value]) => state[name] !== value);
+  const anew = BEGIN_ANEW.includes(number) || (number === "2" && (unusual || hasCollapsed()));
+  return anew ? { ...setUp, "learn.seed": state["learn.seed"] + 1 } : setUp;
 };
+// Chosen once more, it begins once more.
+$("fieldset.questions").addEventListener("click", ({ target: { value } }) => {
+  if (lesson.codes && value === state["learn.question"]) beginStory();
+});
 
 async function beginStory() {
   if (state["learn.question"] !== "2") {
@@ -78,18 +83,42 @@ function renderStory() {
   parent.dataset.number = number;
   const { text, actions } = STORIES[number];
   const answers = linkTo("theory_answers.md");
-  const link = number ? `${answers}#${ANSWERS[number]}">The answer to question ${number}`
-    : `${answers}">The four answers`;
-  parent.innerHTML = `<p>${text} <a href="${link}</a></p>`;
+  parent.innerHTML = number ? `<p>${text}</p>` : `<p>${text} <a href="${answers}">The four
+    answers</a></p>`;
   const row = document.createElement("div");
   row.className = "row";
   for (const [label, action] of Object.entries(actions)) {
     const button = document.createElement("button");
     button.textContent = label;
+    button.action = action;
     button.onclick = () => act(action);
     row.append(button);
   }
   parent.append(row);
+  if (number) row.append(answerButton(parent, number, `${answers}#${ANSWERS[number]}`));
+  markActions();
+}
+
+function answerButton(parent, number, address) {
+  const button = Object.assign(document.createElement("button"), { ariaExpanded: "false" });
+  button.textContent = "The short answer";
+  button.action = {};
+  button.onclick = () => {
+    const opens = !parent.querySelector(".answer");
+    button.ariaExpanded = String(opens);
+    if (!opens) return parent.querySelector(".answer").remove();
+    parent.insertAdjacentHTML("beforeend", `<p class="answer">${facts.answers[number]}
+      <a href="${address}">The whole answer</a></p>`);
+  };
+  return button;
+}
+
+// The button of the β that is set
+function markActions() {
+  for (const button of $$("#story .row button")) {
+    const { beta, again } = button.action;
+    if (beta !== undefined && !again) button.ariaPressed = betaIndex(beta) === state["learn.beta"];
+  }
 }
 
 function act(action) {
@@ -128,4 +157,5 @@ function keepSnapshot() {
   caption.append(remove);
   figure.append(caption);
   $("#snapshots").append(figure);
+  say("Kept below the pictures, to compare.");
 }

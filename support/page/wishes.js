@@ -15,7 +15,7 @@ function makeWishes() {
   for (const [id, labels] of [["first", first], ["more", more]]) {
     $(`#wishes-${id}`).innerHTML = labels.map((label) => {
       const name = wishName(label);
-      const choices = [["no", "no"], ["open", "–"], ["yes", "yes"]].map(([value, text]) => {
+      const choices = [["no", "no"], ["open", "any"], ["yes", "yes"]].map(([value, text]) => {
         const full = { no: `no ${name}`, open: `${name} left open`, yes: `yes, ${name}` }[value];
         return `<label><input type="radio" name="wish.${label}" value="${value}"
           aria-label="${full}"><span>${text}</span></label>`;
@@ -76,9 +76,29 @@ function conditionOfPicture() {
   return { condition, without, wanted, known: false };
 }
 
+// What is asked for, in words
+const wishWords = () => [...wishes().keys()].map((number) => {
+  const label = facts.attributes[number];
+  return `${state[`wish.${label}`] === "yes" ? "" : "no "}${wishName(label)}`;
+});
+
+// Of what is asked for, the part that few training images have: the prior has hardly seen it.
+const RARE = 0.1;
+async function tellRare() {
+  const { count, has } = await attributeRows();
+  const rows = Array.from({ length: count }, (_, row) => row);
+  const texts = [...wishes()].map(([number, value], i) => {
+    const share = rows.filter((row) => has(row, number) === value).length / count;
+    return share < RARE ? `${wishWords()[i]} (${Math.round(100 * share)}%)` : "";
+  }).filter(Boolean);
+  const text = texts.length ? `Few training images have ${texts.join(", ")}: such a wish often
+    fails. Raise guidance, draw twelve, and choose.` : "";
+  $("#rare-text").textContent = text;
+  if (text) say(text);
+}
+
 function tellWishes({ condition, wanted, known }) {
-  let text = state["faces.start"]
-    ? "Wishes count where you erase and redraw. What you left open is left to the picture."
+  let text = state["faces.start"] ? "What you left open is left to the picture."
     : "No training image has all of these together: what you left open stays open.";
   if (known) {
     const shown = Object.keys(WISH_NAMES).filter((label) => {
