@@ -309,8 +309,12 @@ def measure_page(moves: int = 40) -> dict[str, dict]:
     return {"waits": waits, "training": training}
 
 
-def screenshot(page, selector: str, width: int) -> Image.Image:
+def screenshot(page, selector: str, width: int, above: str | None = None) -> Image.Image:
+    """What an element shows, or the part of it that begins where another one does."""
     shot = Image.open(io.BytesIO(page.locator(selector).screenshot()))
+    if above:
+        tops = [page.locator(one).bounding_box()["y"] for one in (selector, above)]
+        shot = shot.crop((0, round(tops[1] - tops[0]), *shot.size))
     height = round(shot.height * width / shot.width)
     return shot.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
@@ -332,13 +336,21 @@ def film_learning(page) -> None:
     page.locator("#part-learn").scroll_into_view_if_needed()
     page.evaluate("set({'learn.seed': 3, 'learn.beta': betaIndex(1)})")
     page.wait_for_function("lesson.steps === 0")
+    # Between two pictures it stands still; what is said is that of a network that learns.
+    page.evaluate("""() => {
+        const said = whatHappens;
+        window.whatHappens = () => {
+            lesson.running = true;
+            const text = said();
+            lesson.running = false;
+            return text } }""")
     frames = []
     for beta, number, count in ((1, 14, 30), (100, 5, 80), (1, 9, 60)):
         page.evaluate("beta => set({'learn.beta': betaIndex(beta)})", beta)
         for _ in range(number):
             page.evaluate("count => learnSteps(count)", count)
             page.evaluate("nextFrame().then(nextFrame)")
-            frames.append(screenshot(page, "#part-learn", 720))
+            frames.append(screenshot(page, "#part-learn", 720, above="#part-learn .toolbar"))
     save_film(frames, "page.gif", [180] * (len(frames) - 1) + [2000])
 
 

@@ -1,10 +1,9 @@
-"""docs/index.html in Chromium, opened from disk without a network. Skipped where Chromium or
-Playwright is missing; the check by axe-core is skipped where axe-playwright-python is.
+"""docs/index.html as a whole: how it is built, links, photos, saving, and access for everyone.
 
-What its networks compute is compared with PyTorch in test_page_models.py and test_page_learning.py.
+Skipped where Chromium or Playwright is missing; the check by axe-core is skipped where
+axe-playwright-python is.
 """
 
-import contextlib
 import io
 import json
 import re
@@ -13,74 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 from conftest import ROOT, refused
-from page_laboratory import browser  # noqa: F401  a fixture
+from page_visitor import PICTURES, SHOWN, browser, opened, visitor  # noqa: F401  fixtures
 from PIL import Image
 
 import vae_helpers as vae
 from support import webpage
-
-# Of every picture in a part of the page its sum, so that a changed picture is seen.
-PICTURES = """part => JSON.stringify([...document.querySelectorAll(`#part-${part} canvas`)].map(
-    canvas => canvas.pixels ? canvas.pixels.reduce((sum, value) => sum + value, 0) : 0))"""
-# What each part shows last when it is opened.
-SHOWN = {
-    "learn": "document.querySelector('#original').pixels",
-    "morph": "document.querySelectorAll('#walk canvas').length && [...document.querySelectorAll("
-    "'#walk canvas')].every(canvas => canvas.pixels)",
-    "faces": "face.code",
-    "classes": "classButtons.every(one => one.pixels) && compared.grid.canvas.pixels",
-}
-
-
-class Visitor:
-    """A page in a browser, and what went wrong in it."""
-
-    def __init__(self, browser):  # noqa: F811
-        self.page = browser.new_page(
-            viewport={"width": 1280, "height": 900}, offline=True, reduced_motion="reduce"
-        )
-        self.errors, self.requests = [], []
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-
-    def open(self, fragment: str = "", parts=("learn",), search: str = "") -> None:
-        self.page.goto("about:blank")
-        self.page.goto(webpage.PAGE.as_uri() + search + fragment)
-        for part in parts:
-            self.page.locator(f"#part-{part}").scroll_into_view_if_needed()
-            self.page.wait_for_function(SHOWN[part])
-        self.settle()
-
-    def settle(self) -> None:
-        self.page.wait_for_function("isQuiet()")
-
-    @contextlib.contextmanager
-    def expect_new_pictures(self, part: str):
-        self.settle()
-        before = self.page.evaluate(PICTURES, part)
-        yield
-        self.page.wait_for_function(f"([part, before]) => ({PICTURES})(part) !== before",
-                                    arg=[part, before])  # fmt: skip
-        self.settle()
-
-
-@pytest.fixture(scope="module")
-def opened(browser):  # noqa: F811
-    return Visitor(browser)
-
-
-@pytest.fixture
-def visitor(opened):
-    opened.errors.clear()
-    opened.requests.clear()
-    yield opened
-    opened.page.emulate_media(reduced_motion="reduce")
-    assert opened.errors == []
-    assert {url.split(":")[0] for url in opened.requests} <= {"file", "data", "blob", "about"}
-
 
 # ── How it is built ──
 
@@ -148,373 +85,13 @@ def test_on_github_pages_links_lead_into_the_repository(opened):
     body = webpage.PAGE.read_text(encoding="utf-8")
     page.route("https://**", lambda route: route.fulfill(body=body, content_type="text/html"))
     page.goto("https://someone.github.io/faces/#learn.question=2")
-    page.locator("#story a").wait_for()
-    links = page.evaluate("[...document.querySelectorAll('p a')].map(link => link.href)")
+    page.locator("#story button", has_text="The short answer").click()
+    links = page.evaluate("[...document.querySelectorAll('section p a')].map(link => link.href)")
     page.close()
     assert len(links) == 5
     for link in links:
         path = link.removeprefix("https://github.com/someone/faces/blob/HEAD/").split("#")[0]
         assert (ROOT / path).exists()
-
-
-# ── Part 1 ──
-
-
-def steps(visitor) -> int:
-    return visitor.page.evaluate("lesson.steps")
-
-
-def test_training_plays_pauses_steps_and_starts_again(visitor):
-    visitor.open()
-    page = visitor.page
-    assert steps(visitor) == 0  # by itself it begins only where motion is welcome
-    page.locator("#learn-step").click()
-    page.wait_for_function("lesson.steps === 1")
-    page.locator("#learn-play").click()
-    page.wait_for_function("lesson.steps > 20 && lesson.history.length > 2")
-    page.locator("#learn-play").click()
-    page.wait_for_function("!lesson.turning")
-    assert "nats" in page.locator("#kl-now").text_content()
-    page.locator("#learn-again").click()
-    page.wait_for_function("lesson.steps === 0")
-    page.emulate_media(reduced_motion="no-preference")
-    visitor.open()
-    page.wait_for_function("lesson.steps > 0")
-
-
-def test_before_there_are_garments_buttons_do_nothing(visitor):
-    visitor.open()
-    running = visitor.page.evaluate("""() => {
-        const { codes } = lesson;
-        lesson.codes = null;
-        for (const id of ["play", "step"]) $(`#learn-${id}`).click();
-        pointAt([2, 2]);
-        lesson.codes = codes;
-        return lesson.running }""")
-    assert not running and steps(visitor) == 0
-    assert visitor.page.evaluate("lesson.pointed") == [0, 0]
-
-
-def test_after_a_turn_that_failed_it_can_learn_again(visitor):
-    visitor.open()
-    page = visitor.page
-    page.evaluate("""async () => {
-        const { ask } = learner;
-        learner.ask = () => Promise.reject(new Error("no memory"));
-        lesson.running = true;
-        await learnInTurns().catch(() => 0);
-        lesson.running = false;
-        learner.ask = ask }""")
-    page.locator("#learn-play").click()
-    page.wait_for_function("lesson.steps > 0")
-
-
-def test_after_two_minutes_it_stops_and_says_so(visitor):
-    visitor.open()
-    page = visitor.page
-    page.locator("#learn-play").click()
-    page.evaluate("lesson.touched -= 121_000")
-    page.locator("#status:has-text('two minutes')").wait_for()
-    assert not page.evaluate("lesson.running")
-
-
-def test_answers_about_an_earlier_network_are_left_out(visitor):
-    visitor.open()
-    history = visitor.page.evaluate("""async () => {
-        learnSteps(1);
-        $("#learn-again").click();
-        await learner.ask("look"); // what was asked before is answered then
-        return lesson.history }""")
-    assert history == [] and steps(visitor) == 0
-
-
-def test_beta_collapses_the_code_and_back_at_1_it_recovers(visitor):
-    """By the slider, while it learns; minutes only where a machine is busy with other work."""
-    visitor.open()
-    page = visitor.page
-    page.set_default_timeout(180_000)
-    page.locator("#learn-play").click()
-    page.wait_for_function("lesson.steps > 150 && lesson.history.at(-1).kl > 3")
-    slider = page.locator('[name="learn.beta"]')
-    slider.focus()
-    page.keyboard.press("End")
-    assert slider.get_attribute("aria-valuetext") == "100"
-    page.wait_for_function("lesson.history.at(-1).kl < 0.1")
-    collapsed = steps(visitor)
-    for _ in range(15):
-        page.keyboard.press("ArrowLeft")
-    assert slider.get_attribute("aria-valuetext") == "1"
-    page.wait_for_function("lesson.history.at(-1).kl > 4")
-    assert steps(visitor) < collapsed + 2000
-    page.set_default_timeout(30_000)
-
-
-def test_each_question_sets_up_its_story(visitor):
-    visitor.open()
-    page = visitor.page
-    wanted = {"1": [0, 1], "2": [1, 1], "3": [0, 0], "4": [0.05, 1]}
-    for number, (beta, noise) in wanted.items():
-        page.locator(f'.questions label:has([value="{number}"])').click()
-        page.wait_for_function("n => document.querySelector('#story').dataset.number === n",
-                               arg=number)  # fmt: skip
-        settings = page.evaluate("lessonSettings()")
-        assert settings == {"beta": beta, "noise": bool(noise)}
-        link = page.locator("#story a").get_attribute("href")
-        assert link.startswith(f"../theory_answers.md#{number}--")
-    page.locator("#story button", has_text="Keep").click()
-    assert page.locator("#snapshots figure canvas").count() == 2
-    page.locator("#snapshots button").click()
-    assert page.locator("#snapshots figure").count() == 0
-
-
-def test_question_2_shows_one_code_its_noise_and_its_gradient(visitor):
-    visitor.open("#learn.question=2")
-    page = visitor.page
-    page.wait_for_function("lesson.detail?.earlier.length > 4", timeout=120_000)
-    before = page.evaluate("lesson.detail.z")
-    page.locator("#story button", has_text="Another ε").click()
-    page.wait_for_function("before => lesson.detail.z[0] !== before[0]", arg=before)
-    detail = page.evaluate("lesson.detail")
-    for axis in (0, 1):
-        sigma = np.exp(0.5 * detail["logvar"][axis])
-        z = detail["mu"][axis] + sigma * detail["eps"][axis]
-        assert detail["z"][axis] == pytest.approx(z, abs=1e-3)
-    assert "z = μ + σ ε" in page.locator("#detail-text").text_content()
-    assert not any(one["earlier"] for one in detail["earlier"])  # they would hold all before them
-    page.locator("#plane").hover()
-    page.mouse.down()
-    assert page.evaluate("lesson.detail")  # a finger that begins to scroll
-    page.mouse.up()
-    assert page.evaluate("lesson.detail") is None
-    late = (
-        "async () => { const late = inspect({}); closeDetail(); await late; return lesson.detail }"
-    )
-    assert page.evaluate(late) is None
-    page.locator("#learn-again").click()
-    page.wait_for_function("lesson.steps === 300 && lesson.detail", timeout=120_000)
-
-
-def test_pointing_at_the_plane_decodes_there(visitor):
-    visitor.open()
-    page = visitor.page
-    with visitor.expect_new_pictures("learn"):
-        page.locator("#plane").click(position={"x": 10, "y": 10})
-    right, up = page.evaluate("lesson.pointed")
-    assert right < -2 and up > 2
-    with visitor.expect_new_pictures("learn"):
-        page.locator("#codes").focus()
-        page.keyboard.press("Shift+ArrowRight")
-    assert page.evaluate("lesson.pointed[0]") > right
-    assert re.fullmatch(r"-\d.*, \d.*; nearest: \w.*", page.locator("#spoken").text_content())
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_rings_of_the_prior_are_seen(visitor, scheme):
-    """Their contrast to the card is 3 at least."""
-    visitor.page.emulate_media(color_scheme=scheme)
-    visitor.open()
-    colours = visitor.page.evaluate("""() => {
-        const context = contextOf(100, 100);
-        context.fillStyle = ink.card;
-        context.fillRect(0, 0, 100, 100);
-        paintPrior(context, transformOf({x: 0, y: 0, extent: 2.2}, 100));
-        return [[0, 0], [50, 27]].map(at => [...context.getImageData(...at, 1, 1).data]) }""")
-    card, ring = (luminance(colour[:3]) for colour in colours)
-    assert (max(card, ring) + 0.05) / (min(card, ring) + 0.05) > 3
-
-
-def luminance(colour: list[int]) -> float:
-    """Of sRGB, as WCAG 2 has it."""
-    unit = np.array(colour) / 255
-    linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
-# ── The other parts ──
-
-
-@pytest.mark.parametrize("part", ["morph", "classes"])
-def test_every_control_changes_a_picture(visitor, part):
-    visitor.open(parts=[part])
-    page = visitor.page
-    for slider in page.locator(f"#part-{part} input[type=range]").all():
-        at_the_end = slider.evaluate("one => one.value === one.max")
-        slider.focus()
-        with visitor.expect_new_pictures(part):
-            page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
-    groups = page.evaluate(
-        "part => [...new Set([...document.querySelectorAll(`#part-${part} [type=radio]`)]"
-        ".map(one => one.name))]",
-        part,
-    )
-    for name in groups:
-        with visitor.expect_new_pictures(part):
-            page.locator(f'input[name="{name}"]:not(:checked)').first.check(force=True)
-    for button in {"morph": [], "classes": ["#draw-class", "#undo", "#reset"]}[part]:
-        with visitor.expect_new_pictures(part):
-            page.locator(button).click()
-
-
-def test_a_morph_plays(visitor):
-    visitor.open(parts=["morph"])
-    page = visitor.page
-    before = page.evaluate("morph.latent.canvas.drawn")
-    page.locator("#play").click()
-    page.wait_for_function("before => morph.latent.canvas.drawn > before", arg=before)
-    page.locator("#play").click()
-    visitor.settle()
-
-
-@pytest.mark.parametrize("stop", ["scroll", "undo", "reset"])
-def test_a_morph_stops_out_of_sight_and_when_something_is_brought_back(visitor, stop):
-    visitor.open(parts=["morph"])
-    page = visitor.page
-    page.locator('[name="morph.steps"]').focus()
-    page.keyboard.press("ArrowLeft")
-    page.locator("#play").click()
-    page.wait_for_function("state['morph.t'] !== 0.5")
-    if stop == "scroll":
-        page.locator("footer").scroll_into_view_if_needed()
-    else:
-        page.locator(f"#{stop}").click()
-    page.wait_for_function("!playing")
-    assert page.locator("#play").text_content() == "▶ Play"
-    visitor.settle()
-    assert (page.evaluate("state['morph.t']") == 0.5) == (stop != "scroll")
-
-
-def test_wishes_guidance_temperature_and_buttons_change_the_face(visitor):
-    visitor.open(parts=["faces"])
-    page = visitor.page
-    for value in ("yes", "no", "open"):
-        with visitor.expect_new_pictures("faces"):
-            page.locator(f'input[name="wish.Eyeglasses"][value="{value}"]').check(force=True)
-    assert page.locator('[name="faces.guidance"]').is_disabled()  # nothing is wished for
-    page.locator('input[name="wish.Smiling"][value="yes"]').check(force=True)
-    for name in ("guidance", "temperature"):
-        page.locator(f'[name="faces.{name}"]').focus()
-        with visitor.expect_new_pictures("faces"):
-            page.keyboard.press("End")
-    for button in ("#no-wishes", "#draw-face", "#draw-twelve", "#test-face", "#undo", "#reset"):
-        with visitor.expect_new_pictures("faces"):
-            page.locator(button).click()
-    with visitor.expect_new_pictures("faces"):
-        page.locator("#draw-twelve").click()
-    one = page.locator("#sheet canvas").nth(5)
-    pixels = one.evaluate("canvas => [...canvas.pixels]")
-    with visitor.expect_new_pictures("faces"):
-        one.click()
-    shown = page.evaluate("[...document.querySelector('#portrait').pixels]")
-    assert shown == pixels  # drawn alone it is the same face
-
-
-def test_a_face_appears_place_after_place(visitor):
-    visitor.open(parts=["faces"])
-    page = visitor.page
-    page.emulate_media(reduced_motion="no-preference")
-    page.evaluate("""() => {
-        window.seen = [];
-        const canvas = document.querySelector('#portrait');
-        new MutationObserver(() => window.seen.push(face.writing)).observe(
-            document.querySelector('#places'), {subtree: true, attributes: true});
-    }""")
-    before = page.evaluate("document.querySelector('#portrait').drawn")
-    page.locator("#draw-face").click()
-    page.wait_for_function("before => document.querySelector('#portrait').drawn > before",
-                           arg=before)  # fmt: skip
-    visitor.settle()
-    seen = [token for token in page.evaluate("seen") if token >= 8]
-    assert seen == sorted(seen) and len(set(seen)) > 8
-    assert page.locator("#places .writing").count() == 0
-
-
-def test_what_is_left_open_is_taken_from_an_image_that_fits(visitor):
-    """As conditional.labels_of does it."""
-    visitor.open(parts=["faces"])
-    page = visitor.page
-    page.locator('input[name="wish.Eyeglasses"][value="yes"]').check(force=True)
-    page.locator('input[name="wish.No_Beard"][value="yes"]').check(force=True)  # a beard
-    visitor.settle()
-    packed = safetensors.torch.load_file(webpage.EXTRAS / "page.safetensors")["attributes"].numpy()
-    names = page.evaluate("facts.attributes")
-    labels = np.unpackbits(packed, axis=1)[:, : len(names)]
-    glasses, no_beard = names.index("Eyeglasses"), names.index("No_Beard")
-    for seed in range(5):
-        told = page.evaluate(
-            "async seed => { const { condition, without } = await conditionOf(seed);"
-            "return [[...condition], [...without]] }",
-            seed,
-        )
-        condition, without = np.array(told)
-        assert condition[glasses] == 1 and condition[no_beard] == 0
-        assert (labels == condition).all(1).any()
-        asked = np.isin(np.arange(len(names)), [glasses, no_beard])
-        assert (without[asked] == 0.5).all() and (without[~asked] == condition[~asked]).all()
-
-
-def test_every_seed_finds_a_training_image_that_fits(visitor):
-    """However few there are: here one has all labels that are asked for."""
-    visitor.open(parts=["faces"])
-    missed = visitor.page.evaluate("""async () => {
-        const { count, has } = await attributeRows();
-        facts.attributes.forEach((label, number) => {
-            const value = has(count - 1, number) === (TURNED.includes(label) ? 0 : 1);
-            state[`wish.${label}`] = value ? "yes" : "no";
-        });
-        const told = await Promise.all(Array.from({length: 100}, (_, seed) => conditionOf(seed)));
-        return told.filter(({ known }) => !known).length }""")
-    assert missed == 0
-
-
-@pytest.mark.parametrize("by", ["mouse", "keyboard"])
-def test_what_is_erased_is_drawn_again_and_the_rest_stays(visitor, by):
-    visitor.open(parts=["faces"])
-    page = visitor.page
-    page.locator("#erase").click()
-    before = page.evaluate("[...face.code]")
-    with visitor.expect_new_pictures("faces"):
-        if by == "mouse":
-            page.locator("#portrait-frame").click()
-        else:
-            for _ in range(4):  # past the buttons under the face
-                page.keyboard.press("Shift+Tab")
-            assert page.locator("#places .cursor").count() == 1
-            for key in ("ArrowRight", "ArrowDown", " "):
-                page.keyboard.press(key)
-            assert page.locator("#spoken").text_content() == "row 6, column 2, erased"
-            page.keyboard.press("Enter")
-    after = page.evaluate("[...face.code]")
-    changed = {i // 16 for i, (a, b) in enumerate(zip(before, after)) if a != b}
-    first = page.evaluate("FIRST_PLACE")
-    assert changed and min(changed) >= first and len(changed) <= 4
-    page.locator("#erase").click()
-
-
-def test_the_twenty_first_part_is_not_redrawn(visitor):
-    """The first one is not forgotten instead, which would change all that were drawn after it."""
-    visitor.open(parts=["faces"])
-    page = visitor.page
-    edits = ",".join(f"{'0' * 15}1.{seed}" for seed in range(20))
-    page.evaluate("edits => void (state['faces.edits'] = edits)", edits)
-    page.locator("#erase").click()
-    page.locator("#portrait-frame").click()
-    page.locator("#status:has-text('20 times')").wait_for()
-    assert page.evaluate("state['faces.edits']") == edits
-    assert page.locator("#places .erased").count() == 0
-
-
-def test_regions_of_the_plain_model(visitor):
-    visitor.open(parts=["faces"])
-    page = visitor.page
-    with visitor.expect_new_pictures("faces"):
-        page.locator("#regions summary").click()
-    for kind in ("z_range", "radius", "temperature"):
-        page.locator(f'input[name="region.{kind}"]').focus()
-        with visitor.expect_new_pictures("faces"):
-            page.keyboard.press("ArrowRight")
-        assert page.evaluate("state['region.kind']") == kind
-    with visitor.expect_new_pictures("faces"):
-        page.locator("#region-again").click()
 
 
 # ── Links, photos, saving ──
@@ -584,7 +161,7 @@ def test_undo_goes_back_and_leaves_the_training_alone(visitor):
         with visitor.expect_new_pictures("classes"):
             page.locator(button).click()
         assert page.evaluate(PICTURES, "classes") == seen
-    assert steps(visitor) == 1
+    assert page.evaluate("lesson.steps") == 1
 
 
 def test_a_link_of_nonsense_opens_the_page(visitor):
@@ -730,7 +307,7 @@ def test_on_a_phone_undo_is_in_sight_everywhere(visitor):
     visitor.open(parts=["faces"])
     visitor.page.evaluate("set({'faces.temperature': 0.5})")
     box = visitor.page.locator("#undo").bounding_box()
-    assert 0 < box["y"] < 600 and 0 < box["x"] < 300
+    assert 0 <= box["y"] < 100 and 250 < box["x"] < 340  # in the row of links, which stays
     visitor.settle()
     visitor.page.set_viewport_size({"width": 1280, "height": 900})
 

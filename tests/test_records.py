@@ -1,11 +1,13 @@
 """Numbers that are measured once: for these weights and images, and never for others."""
 
 import dataclasses
+import re
 
 import torch
-from conftest import take
+from conftest import ROOT, take
 
 import vae_helpers as vae
+from base.files import digest
 from support import records, runs
 
 
@@ -35,3 +37,15 @@ def test_a_measurement_is_made_once_for_its_weights_and_images(few, model):
     own.write_text("damaged")
     (runs.RELEASED / records.FILE).write_text("[1]")
     assert records.once(model, few, "norm", measure) == first
+
+
+def test_released_numbers_are_of_released_weights():
+    """Else nobody finds them, and notebooks measure for minutes what is known."""
+    released = set()
+    for file in (ROOT / "checkpoints").glob("*/model.safetensors"):
+        model, _ = vae.load_checkpoint(file.parent)
+        released.add(digest(model.state_dict())[:16])
+    known = records.read(ROOT / "checkpoints" / records.FILE)
+    assert len(known) > 10
+    for name in known:
+        assert re.search(r"weights (\w+)", name)[1] in released, name

@@ -34,7 +34,7 @@ function tellRecognised() {
   if (!measured.length) return;
   const ofReal = real === undefined ? "" : `, and ${percent(real)} of real test images`;
   $("#recognised").textContent = `At temperature 1 a network that was trained to tell the classes `
-    + `apart names the class of ${measured.join(", ")}${ofReal}.`;
+    + `apart names the class of ${measured.join(", ")}${ofReal}. Easy to name is not yet real.`;
 }
 
 const compared = makeFigures($("#models"), {

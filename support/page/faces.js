@@ -6,6 +6,7 @@ const GRID = facts.networks[`${NETWORK}_decoder`].grid; // places along each sid
 const FIRST_PLACE = priorOfFaces.tokens - GRID ** 2; // the tokens before it are of the whole image
 const GHOST_STANDS = 350; // milliseconds
 const PLACES_TAKE = 1100; // milliseconds for all of them
+const SLOWLY = { ghost: 2500, place: 130 }; // where one wants to talk about it
 const SHEET = 12;
 
 const face = {
@@ -84,6 +85,7 @@ async function drawFace(animated, stale) {
 // One face, slowly or at once; returns its code. With `keep` some tokens stand already.
 async function drawTokens(asked, seed, standing, animated, stale) {
   const slowly = animated && !fewMoves.matches;
+  const patient = Boolean(state["faces.slow"]);
   let began = 0;
   const shown = async ({ next, pictures }) => {
     if (pictures) showFace(pictures[0]);
@@ -94,11 +96,13 @@ async function drawTokens(asked, seed, standing, animated, stale) {
     mark(next);
     await nextFrame();
     if (next === FIRST_PLACE) {
-      await pause(GHOST_STANDS);
+      await pause(patient ? SLOWLY.ghost : GHOST_STANDS);
       began = performance.now();
+    } else if (patient) {
+      await pause(SLOWLY.place);
     }
     if (stale()) return 0;
-    if (standing.keep) return 1;
+    if (standing.keep || (patient && next >= FIRST_PLACE)) return 1;
     return next < FIRST_PLACE ? FIRST_PLACE - next : pace(began, next);
   };
   const images = [{ ...asked, seed }];
@@ -207,7 +211,7 @@ $("#save-face").onclick = () => save(sheetOf([[$("#portrait")]], 512), "face.png
 definePart(["faces", "wish"], (changed) => {
   $('[name="faces.guidance"]').disabled = !wishes().size; // which it makes count more
   if (changed.some((key) => key.startsWith("wish."))) tellRare();
-  if (!face.near) return;
+  if (!face.near || changed.every((key) => key === "faces.slow")) return;
   const slowly = drawsSlowly;
   drawsSlowly = false;
   const onlySheet = changed.every((key) => key === "faces.sheet");

@@ -17,7 +17,8 @@ const lesson = {
   plane: null, steps: 0, history: [], marks: [],
   markedAt: 0, // when β or the noise was changed last
   view: { ...HOME }, pointed: [0, 0],
-  detail: null, closings: 0, // the close-up of question 2, and how often it was closed
+  preparing: false, // it learns on its own before the close-up of question 2
+  detail: null, closings: 0, // this close-up, and how often it was closed
 };
 
 async function startLesson() {
@@ -53,6 +54,7 @@ function setRunning(running) {
   lesson.running = running;
   lesson.touched = performance.now();
   $("#learn-play").textContent = running ? "❚❚ Pause" : "▶ Learn";
+  stir();
   if (running) closeDetail();
   if (running && !lesson.turning) learnInTurns();
 }
@@ -112,6 +114,7 @@ function paintLesson() {
   paintCodes($("#codes"), {
     ...lesson, names: facts.garments, noise: Boolean(state["learn.noise"]),
   });
+  $("#learn-happens").textContent = whatHappens();
   if (lesson.paintedPlane !== lesson.plane || lesson.paintedAt !== lesson.pointed) {
     paintPlane($("#plane"), lesson.plane, lesson.pointed);
     for (const [key, id, digits] of [["reconstruction", "rec", 0], ["kl", "kl", 2]]) {
@@ -123,7 +126,6 @@ function paintLesson() {
     if (!noise) $("#kl-now").textContent = "counts only with noise";
     for (const id of ["kl", "beta"]) $(`#${id}-part`).classList.toggle("idle", !noise);
     $("#learn-facts").innerHTML = lessonFacts();
-    $("#learn-happens").textContent = whatHappens();
     lesson.paintedPlane = lesson.plane;
     lesson.firstPainted ??= performance.now();
     tellOfFirstPicture();
@@ -166,20 +168,6 @@ function lessonFacts() {
 const COLLAPSED = 0.1; // nats: below, all garments share one code
 const klNow = () => lesson.history.at(-1)?.kl ?? 0;
 const hasCollapsed = () => lesson.steps > 100 && state["learn.noise"] && klNow() < COLLAPSED;
-
-// One sentence, which follows β, the noise and what was learned, not the question.
-function whatHappens() {
-  const { beta, noise } = lessonSettings();
-  if (lesson.detail) return "";
-  if (!lesson.running) return "Paused: β acts only while it learns.";
-  if (!noise) return "No noise, so no KL: each garment is a point, and nothing decides where.";
-  if (hasCollapsed()) return "Collapsed: all garments share one code, and all pictures are the same.";
-  if (!beta) return "No KL: σ shrinks, and nothing holds the codes in the square.";
-  if (beta < 0.5) return "A weak KL: σ is small, and codes spread beyond the rings.";
-  if (beta < 6) return "Codes gather where the prior is, and what looks alike lies together.";
-  if (beta < 20) return "A strong KL: posteriors overlap, and many garments get the same picture.";
-  return "Too strong: the code is saying less and less.";
-}
 
 // ── The picture under the pointer, and the garment whose code is nearest ──
 
@@ -272,8 +260,12 @@ async function inspect({ image, eps }) {
   const pair = (values) => `(${[...values].map((one) => Number(one.toPrecision(2))).join(", ")})`;
   const sigma = seen.logvar.map((one) => Math.exp(0.5 * one));
   $("#pointed-text").innerHTML = "<b>decoded at z</b>";
-  $("#detail-text").innerHTML = `z = μ + σ ε = ${pair(seen.z)}<br>μ = ${pair(seen.mu)},
-    σ = ${pair(sigma)}, ε = ${pair(chosen.eps)}`;
+  $("#detail-text").innerHTML = state["learn.noise"]
+    ? `z = μ + σ ε = ${pair(seen.z)}<br>μ = ${pair(seen.mu)}, σ = ${pair(sigma)},
+      ε = ${pair(chosen.eps)}`
+    : `No noise: z = μ = ${pair(seen.mu)}. No KL pulls, either.`;
+  $("#codes-text").hidden = true;
+  $("#detail-caption").hidden = false;
   showOriginal(garment, chosen.image, "the garment");
 }
 
@@ -282,6 +274,8 @@ function closeDetail() {
   if (!lesson.detail) return;
   lesson.detail = null;
   $("#detail-text").textContent = "";
+  $("#codes-text").hidden = false;
+  $("#detail-caption").hidden = true;
   pointAt(lesson.pointed);
 }
 
@@ -308,6 +302,7 @@ definePart(["learn"], async (changed) => {
     sendSettings();
   }
   markActions();
+  if (lesson.detail && changed.includes("learn.noise")) inspect({});
   lesson.paintedPlane = null;
   stir();
   const anew = changed.includes("learn.seed");

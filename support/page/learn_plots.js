@@ -88,7 +88,7 @@ function paintPosterior(context, x, y, [across, up], kind) {
 
 // The name of each kind at the middle of its codes, moved apart where names would overlap.
 function paintNames(context, { right, down }, codes, kinds, names, width) {
-  const size = Math.max(11, width / 36);
+  const size = Math.max(11, width / 33);
   context.font = `600 ${size}px system-ui, sans-serif`;
   const middle = (kind, axis) => {
     const values = [];

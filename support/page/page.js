@@ -17,7 +17,7 @@ const initial = {
   "morph.set": "celeba", "morph.model": "grid", "morph.method": "linear",
   "morph.a": "test:0", "morph.b": "test:16", "morph.t": 0.5, "morph.steps": 8,
   "faces.seed": 1, "faces.start": "", "faces.edits": "", "faces.sheet": 0,
-  "faces.guidance": 3, "faces.temperature": 0.7,
+  "faces.guidance": 3, "faces.temperature": 0.7, "faces.slow": 0,
   "region.kind": "temperature", "region.z_range": 2, "region.radius": 11.3,
   "region.temperature": 1, "region.seed": 1,
   "classes.name": "horse", "classes.guidance": 2, "classes.temperature": 1, "classes.seed": 1,
@@ -154,7 +154,8 @@ $("#link").onclick = async () => {
   commit();
   try {
     await navigator.clipboard.writeText(location.href);
-    say("Link copied. It restores what is set here.");
+    const where = location.protocol === "file:" ? ", on this computer" : "";
+    say(`Link copied. It restores what is set here${where}.`);
   } catch {
     say("Copy the address from the address bar: it restores what is set here.");
   }

@@ -4,7 +4,8 @@ const STORIES = {
   "": {
     setUp: { "learn.beta": betaIndex(1), "learn.noise": 1 },
     text: `The encoder turns each garment into two numbers, its code. The decoder draws the garment
-      again from them. <b>Look for</b> the colours: kinds that look alike come together. Then move β: off, and all the way to 100.`,
+      again from them. <b>Look for</b> the names: kinds that look alike come together. Then move
+      β: off, and all the way to 100.`,
     actions: {},
   },
   1: {
@@ -27,15 +28,15 @@ const STORIES = {
     // An autoencoder first
     setUp: { "learn.beta": 0, "learn.noise": 0 },
     text: `A new network begins as an autoencoder: no noise and no KL, each garment a point.
-      <b>Look for</b> where the points lie: nothing decides that, and the dashed square misses most
-      of them. Keep this picture, go on to a VAE, and compare the squares.`,
+      <b>Look for</b> where the points lie: nothing ties them to the prior, and the dashed square
+      misses most of them. Keep this picture, go on to a VAE, and compare the squares.`,
     actions: { "Keep this picture": "keep", "Now a VAE": { beta: 1, noise: 1, again: true },
       "An autoencoder again": { beta: 0, noise: 0, again: true } },
   },
   4: {
     setUp: { "learn.beta": betaIndex(0.05), "learn.noise": 1 },
-    text: `A new network begins at 0.05. <b>Look for</b> σ and the reconstruction. At 0.05 σ is tiny,
-      and codes spread beyond the rings. At 15 posteriors overlap, and many garments get the same
+    text: `A new network begins at 0.05. <b>Look for</b> σ and the reconstruction. Now σ is tiny, and
+      codes spread beyond the rings. At 15 posteriors overlap, and many garments get the same
       picture. At 100 the code says nothing: all share one posterior, the prior.`,
     actions: { "β = 0.05": { beta: 0.05 }, "β = 1": { beta: 1 }, "β = 15": { beta: 15 },
       "β = 100": { beta: 100 }, "Keep this picture": "keep" },
@@ -69,7 +70,11 @@ async function beginStory() {
   }
   setRunning(false);
   const { network } = lesson;
-  if (lesson.steps < 300) await learnSteps(300); // so that there is something to see
+  if (lesson.steps < 300) { // so that there is something to see
+    lesson.preparing = true;
+    await learnSteps(300);
+    lesson.preparing = false;
+  }
   for (let draws = 0; draws < 6; draws++) {
     if (state["learn.question"] !== "2" || lesson.running || network !== lesson.network) return;
     await inspect({ image: 0, eps: drawNoise() });
@@ -134,6 +139,21 @@ function act(action) {
   if (action.again) values["learn.seed"] = state["learn.seed"] + 1;
   set(values);
   setRunning(true);
+}
+
+// One sentence, which follows β, the noise and what was learned, not the question.
+function whatHappens() {
+  const { beta, noise } = lessonSettings();
+  if (lesson.detail) return "";
+  if (lesson.preparing) return "First it learns 300 steps.";
+  if (!lesson.running) return "Paused: β acts only while it learns.";
+  if (!noise) return "No noise, no KL: each garment is a point, and nothing ties it to the prior.";
+  if (hasCollapsed()) return "Collapsed: all garments share one code, and all get one picture.";
+  if (!beta) return "No KL: σ shrinks, and nothing holds the codes in the square.";
+  if (beta < 0.5) return "A weak KL: σ is small, and codes spread beyond the rings.";
+  if (beta < 6) return "Codes gather where the prior is, and what looks alike lies together.";
+  if (beta < 20) return "A strong KL: posteriors overlap, and many garments get the same picture.";
+  return "Too strong: the code is saying less and less.";
 }
 
 // A copy of codes and plane, to compare with what comes.
