@@ -200,7 +200,7 @@ def draw_tasks() -> None:
     walks = {
         "bird to car, best": vae.interpolate_images(models["best"], images[first], images[last], 9),
         "face to face, grid": vae.interpolate_images(
-            models["grid of faces"], people[7], people[16], 9, "spherical"
+            models["grid of faces"], people[7], people[16], 9
         ),
     }
     rows = {}
@@ -208,7 +208,7 @@ def draw_tasks() -> None:
         pictures = enlarged(walk) if walk.shape[-1] == 32 else walk
         rows[name] = pictures
         rows[f"fade of row {len(rows)}"] = vae.cross_fade(pictures[0], pictures[-1], 9)
-    title = f"Task 2 · between two photographs, and two faces: {cifar.title}, {faces.title}"
+    title = f"Task 2 · straight walks, and fades: {cifar.title}, {faces.title}"
     save(vae.plot_rows(rows, title, cell=1.28), "task2_interpolation.png")
 
     model = models["plain faces"]

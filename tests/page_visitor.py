@@ -67,5 +67,6 @@ def visitor(opened):
     opened.requests.clear()
     yield opened
     opened.page.emulate_media(reduced_motion="reduce")
+    opened.page.set_viewport_size({"width": 1280, "height": 900})
     assert opened.errors == []
     assert {url.split(":")[0] for url in opened.requests} <= {"file", "data", "blob", "about"}

@@ -117,6 +117,9 @@ def test_each_question_sets_up_its_story(visitor):
         assert link.startswith(f"../theory_answers.md#{number}--")
         page.locator("#story button", has_text="The short answer").click()
         assert page.locator("#story .answer").count() == 0
+    seed = page.evaluate("state['learn.seed']")
+    page.locator('.questions label:has([value="4"])').click()  # once more: a new network
+    page.wait_for_function("seed => state['learn.seed'] === seed + 1", arg=seed)
     chosen = page.locator('#story button[aria-pressed="true"]')
     assert chosen.all_text_contents() == ["β = 0.05"]
     page.locator("#story button", has_text="β = 100").click()
@@ -147,7 +150,7 @@ def test_what_is_said_of_the_network_follows_beta_noise_and_what_it_learned(visi
     page.wait_for_function(says, arg="Codes gather")
     page.evaluate("set({'learn.beta': betaIndex(100)})")
     page.wait_for_function(says, arg="Collapsed", timeout=120_000)
-    assert page.locator("#original-text").text_content() == "nearestall alike"
+    page.wait_for_function("$('#original-text').textContent === 'nearestall alike'")
     page.evaluate("set({'learn.noise': 0})")
     page.wait_for_function(says, arg="No noise")
     page.evaluate("setRunning(false)")

@@ -82,21 +82,26 @@ async function drawFace(animated, stale) {
   showReconstructions();
 }
 
+async function pauseUnless(stale, milliseconds) {
+  const end = performance.now() + milliseconds;
+  while (performance.now() < end && !stale()) await pause(50);
+}
+
 // One face, slowly or at once; returns its code. With `keep` some tokens stand already.
 async function drawTokens(asked, seed, standing, animated, stale) {
-  const slowly = animated && !fewMoves.matches;
+  const inSteps = animated && !fewMoves.matches;
   const patient = Boolean(state["faces.slow"]);
   let began = 0;
   const shown = async ({ next, pictures }) => {
     if (pictures) showFace(pictures[0]);
-    if (!slowly) return stale() ? 0 : Infinity;
+    if (!inSteps) return stale() ? 0 : Infinity;
     const erased = standing.keep?.indexOf(0, next); // where the next one is
     if (erased < 0) return Infinity; // all that is left stands
     if (erased > next) return erased - next;
     mark(next);
     await nextFrame();
     if (next === FIRST_PLACE) {
-      await pause(patient ? SLOWLY.ghost : GHOST_STANDS);
+      await pauseUnless(stale, patient ? SLOWLY.ghost : GHOST_STANDS);
       began = performance.now();
     } else if (patient) {
       await pause(SLOWLY.place);

@@ -166,7 +166,7 @@ function lessonFacts() {
 }
 
 const COLLAPSED = 0.1; // nats: below, all garments share one code
-const klNow = () => lesson.history.at(-1)?.kl ?? 0;
+const klNow = () => lesson.history.at(-1)?.kl ?? Infinity;
 const hasCollapsed = () => lesson.steps > 100 && state["learn.noise"] && klNow() < COLLAPSED;
 
 // ── The picture under the pointer, and the garment whose code is nearest ──
@@ -178,11 +178,14 @@ async function pointAt(z) {
   if (!lesson.detail) await newest("pointed", showPoint);
 }
 
+const originals = []; // of each garment a promise of its pixels, which never change
+const originalOf = (image) => (originals[image] ??= learner.ask("garment", { image }));
+
 async function showPoint() {
   const z = lesson.pointed;
   const image = nearestCode(z);
   const [picture, garment] = await Promise.all([
-    learner.ask("decodePlane", { z }), learner.ask("garment", { image }),
+    learner.ask("decodePlane", { z }), originalOf(image),
   ]);
   if (lesson.detail) return;
   const [right, up] = z.map((value) => value.toFixed(2));
@@ -202,10 +205,14 @@ function nearestCode([right, up]) {
   return nearest;
 }
 
+const nameOfNearest = (image) => {
+  return hasCollapsed() ? "all alike" : facts.garments[lesson.kinds[image]];
+};
+
 function showOriginal(garment, image, how) {
   showGarment($("#original"), garment);
-  const name = facts.garments[lesson.kinds[image]];
-  $("#original-text").innerHTML = `<b>${how}</b><br>${hasCollapsed() ? "all alike" : name}`;
+  $("#original-text").innerHTML = `<b>${how}</b><br>${
+    how === "nearest" ? nameOfNearest(image) : facts.garments[lesson.kinds[image]]}`;
 }
 
 function followPointer(canvas, viewOf) {
@@ -235,7 +242,7 @@ function followPointer(canvas, viewOf) {
 function speakPoint() {
   if (!lesson.codes || lesson.detail) return;
   const [right, up] = lesson.pointed.map((value) => value.toFixed(2));
-  speak(`${right}, ${up}; nearest: ${facts.garments[lesson.kinds[nearestCode(lesson.pointed)]]}`);
+  speak(`${right}, ${up}; nearest: ${nameOfNearest(nearestCode(lesson.pointed))}`);
 }
 
 // ── Question 2: one code, its noise, and the gradient ──
@@ -249,7 +256,7 @@ async function inspect({ image, eps }) {
     eps: eps ?? before?.eps ?? drawNoise(),
   };
   const [seen, garment] = await Promise.all([
-    learner.ask("inspect", chosen), learner.ask("garment", { image: chosen.image }),
+    learner.ask("inspect", chosen), originalOf(chosen.image),
   ]);
   if (closings !== lesson.closings) return; // the answer comes too late
   const same = before?.image === chosen.image && eps;
@@ -302,7 +309,7 @@ definePart(["learn"], async (changed) => {
     sendSettings();
   }
   markActions();
-  if (lesson.detail && changed.includes("learn.noise")) inspect({});
+  if (lesson.detail) newest("inspect", () => inspect({}));
   lesson.paintedPlane = null;
   stir();
   const anew = changed.includes("learn.seed");

@@ -259,9 +259,10 @@ function paintCurve(canvas, history, key, marks) {
   for (const { steps, text } of marks.filter((mark) => mark.steps > first)) {
     const at = right(steps);
     line(context, [at, 0], [at, height], ink.soft, 1);
-    if (at < free || at + 34 > width) continue;
+    const wide = context.measureText(text).width + 6;
+    if (at < free || at + wide > width) continue;
     context.fillText(text, at + 3, 10);
-    free = at + context.measureText(text).width + 6;
+    free = at + wide;
   }
   context.strokeStyle = ink.accent;
   context.lineWidth = 2;

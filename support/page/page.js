@@ -234,10 +234,12 @@ document.addEventListener("input", ({ target: { name, type, value, checked } }) 
 // A finger that begins to scroll on a slider has not chosen its value.
 document.addEventListener("pointerdown", ({ target: { type, name }, pointerType }) => {
   if (type !== "range" || !name || pointerType === "mouse") return;
-  const value = state[name];
+  const before = { ...state };
+  const keys = [name, ...Object.keys(CONSEQUENCES[name] ?? {})];
   const forget = new AbortController();
   const { signal } = forget;
-  addEventListener("pointercancel", () => set({ [name]: value }), { signal });
+  const restoreSlider = () => set(Object.fromEntries(keys.map((key) => [key, before[key]])));
+  addEventListener("pointercancel", restoreSlider, { signal });
   for (const end of ["pointerup", "pointercancel"]) {
     addEventListener(end, () => forget.abort(), { signal });
   }

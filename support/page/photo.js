@@ -5,7 +5,7 @@ let ownCount = 0;
 
 function cropSquare() {
   const { width, height } = crop.image;
-  const size = (Math.min(width, height) * 10) / $("#crop-zoom").value;
+  const size = Math.min(width, height) / $("#crop-zoom").value;
   const [x, y] = [$("#crop-x").value / 100, $("#crop-y").value / 100];
   return [(width - size) * x, (height - size) * y, size, size];
 }
@@ -24,7 +24,7 @@ async function openCrop(file, key) {
   }
   crop.key = key;
   $("#crop-x").value = $("#crop-y").value = 50;
-  $("#crop-zoom").value = 10;
+  $("#crop-zoom").value = 1;
   paintCrop();
   $("#crop").showModal();
 }

@@ -35,8 +35,8 @@ const STORIES = {
   },
   4: {
     setUp: { "learn.beta": betaIndex(0.05), "learn.noise": 1 },
-    text: `A new network begins at 0.05. <b>Look for</b> σ and the reconstruction. Now σ is tiny, and
-      codes spread beyond the rings. At 15 posteriors overlap, and many garments get the same
+    text: `A new network begins at 0.05. <b>Look for</b> σ and the reconstruction. There σ is tiny,
+      and codes spread beyond the rings. At 15 posteriors overlap, and many garments get the same
       picture. At 100 the code says nothing: all share one posterior, the prior.`,
     actions: { "β = 0.05": { beta: 0.05 }, "β = 1": { beta: 1 }, "β = 15": { beta: 15 },
       "β = 100": { beta: 100 }, "Keep this picture": "keep" },
@@ -50,7 +50,7 @@ const ANSWERS = {
 };
 
 // A question that is chosen sets β and noise. Those that are about how codes come to lie where they
-// lie begin with a new network; question 2 does where the old one was no usual VAE.
+// lie begin with a new network; question 2 does where β or noise were set otherwise.
 const BEGIN_ANEW = ["1", "3", "4"];
 CONSEQUENCES["learn.question"] = (number) => {
   const { setUp } = STORIES[number];
@@ -60,7 +60,10 @@ CONSEQUENCES["learn.question"] = (number) => {
 };
 // Chosen once more, it begins once more.
 $("fieldset.questions").addEventListener("click", ({ target: { value } }) => {
-  if (lesson.codes && value === state["learn.question"]) beginStory();
+  if (!lesson.codes || value !== state["learn.question"]) return;
+  const seed = state["learn.seed"];
+  set(CONSEQUENCES["learn.question"](value));
+  if (value !== "2" || seed === state["learn.seed"]) beginStory();
 });
 
 async function beginStory() {
@@ -68,12 +71,16 @@ async function beginStory() {
     closeDetail();
     return setRunning(!fewMoves.matches);
   }
+  if (lesson.preparing) return;
   setRunning(false);
   const { network } = lesson;
   if (lesson.steps < 300) { // so that there is something to see
     lesson.preparing = true;
-    await learnSteps(300);
-    lesson.preparing = false;
+    try {
+      await learnSteps(300);
+    } finally {
+      lesson.preparing = false;
+    }
   }
   for (let draws = 0; draws < 6; draws++) {
     if (state["learn.question"] !== "2" || lesson.running || network !== lesson.network) return;
@@ -107,7 +114,6 @@ function renderStory() {
 function answerButton(parent, number, address) {
   const button = Object.assign(document.createElement("button"), { ariaExpanded: "false" });
   button.textContent = "The short answer";
-  button.action = {};
   button.onclick = () => {
     const opens = !parent.querySelector(".answer");
     button.ariaExpanded = String(opens);
@@ -121,7 +127,7 @@ function answerButton(parent, number, address) {
 // The button of the β that is set
 function markActions() {
   for (const button of $$("#story .row button")) {
-    const { beta, again } = button.action;
+    const { beta, again } = button.action ?? {};
     if (beta !== undefined && !again) button.ariaPressed = betaIndex(beta) === state["learn.beta"];
   }
 }

@@ -93,8 +93,9 @@ async function tellRare() {
   }).filter(Boolean);
   const text = texts.length ? `Few training images have ${texts.join(", ")}: such a wish often
     fails. Raise guidance, draw twelve, and choose.` : "";
+  const isNew = text !== $("#rare-text").textContent;
   $("#rare-text").textContent = text;
-  if (text) say(text);
+  if (text && isNew && face.near) say(text);
 }
 
 function tellWishes({ condition, wanted, known }) {
