@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import vae_helpers as vae
@@ -89,6 +90,31 @@ def asked_shares(
         seen = (logits[:, number] > 0) == bool(value)
         shares[number, 1 - value] = seen.double().mean()
     return shares
+
+
+def asked_faces(
+    model: vae.VAE,
+    data: ImageData,
+    name: str,
+    n: int,
+    *,
+    shown: bool = True,
+    seed: int = 0,
+    **choices,
+) -> Tensor:
+    """n samples asked for with an attribute, or without it; their other attributes are equal.
+
+    choices are those of vae.sample_images, for example guidance.
+    """
+    labels, without = conditional.labels_of(data, name, n)
+    if not shown:
+        labels[:, data.label_names.index(name)] = 0
+    return vae.sample_images(model, n, labels, seed=seed, without=without, **choices)
+
+
+def told_apart(net: FeatureNet, images: Tensor, shown: Tensor, number: int) -> float:
+    """AUC of the classifier's answer for an attribute, of images that show it or not, (N,)."""
+    return float(roc_auc_score(shown, logits_of(net, images)[:, number]))
 
 
 def recognised(

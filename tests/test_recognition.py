@@ -157,3 +157,27 @@ def test_without_its_detector_one_sentence_says_what_to_install(monkeypatch, bro
     with refused(vae.VAEError, "pip install 'opencv-python-headless<5'"):
         recognition.faces_found(rand(1, 3, 64, 64))
     recognition.face_detector.cache_clear()
+
+
+def test_faces_with_and_without_an_attribute_differ_in_nothing_else(people, monkeypatch):
+    asked = {}
+
+    def sample(model, n, labels, *, seed, without, **choices):
+        assert choices == {"guidance": 2.0} and (without[:, 1] == 0.5).all()
+        return labels
+
+    monkeypatch.setattr(vae, "sample_images", sample)
+    for shown in (True, False):
+        asked[shown] = recognition.asked_faces(
+            None, people, NAMES[1], 20, shown=shown, guidance=2.0
+        )
+    assert (asked[True][:, 1] == 1).all() and (asked[False][:, 1] == 0).all()
+    asked[True][:, 1] = 0
+    assert torch.equal(asked[True], asked[False])
+
+
+def test_attributes_are_told_apart_where_the_classifier_ranks_them_so(monkeypatch):
+    logits = torch.tensor([[0.0, 0.9], [0.0, 0.4], [0.0, 0.6], [0.0, 0.1]])
+    monkeypatch.setattr(recognition, "logits_of", lambda net, images: logits)
+    shown = torch.tensor([True, True, False, False])
+    assert recognition.told_apart(None, None, shown, 1) == 0.75  # three of four pairs
